@@ -1,0 +1,110 @@
+"""Which context tokens a partial evaluation computes, which are remembered as keys and values, and for how many each
+of them counts.
+
+A key that stands for w tokens gets ``log(w)`` added to its attention logit; without it the softmax mass of the absent
+context goes to the keys that are left (proportional attention, as in ToMe, arXiv 2210.09461, eq. 1).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .tokens import TokenClasses
+
+SAMPLING = ("none", "stride", "rotating", "stalest")
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+@dataclass(frozen=True)
+class RememberedContext:
+    """Context tokens whose keys and values are kept.
+
+    Args:
+        indices: sorted token indices ``[M]``.
+        weights: float32 ``[M]``, how many context tokens each key stands for.
+    """
+
+    indices: Tensor
+    weights: Tensor
+
+    @property
+    def uniform(self) -> bool:
+        """Whether every key stands for itself alone, so that attention needs no bias."""
+        return bool((self.weights == 1).all()) if len(self.weights) else True
+
+
+def remember(classes: TokenClasses, share: float, ring: int = 1) -> RememberedContext:
+    """Choose the context to remember: all of it near the edit, every n-th token beyond.
+
+    The far tokens are an even stride, so each stands for the same number of tokens and the sum stays unbiased.
+
+    Args:
+        classes: the run's token classes.
+        share: share of the context to keep, 0 to 1.
+        ring: distance up to which every token is kept, as long as half of the share is left for the rest.
+    """
+    context = classes.context
+    total = len(context)
+    count = min(total, round(share * total))
+    if count == 0:
+        return RememberedContext(context[:0], torch.zeros(0, device=context.device))
+    if count == total:
+        return RememberedContext(context, torch.ones(total, device=context.device))
+    near = classes.distance[context] <= ring
+    if int(near.sum()) > count // 2:
+        near = torch.zeros_like(near)
+    far = context[~near]
+    kept = far[even_positions(len(far), count - int(near.sum()), device=far.device)]
+    indices = torch.cat([context[near], kept])
+    weights = torch.ones(count, device=context.device)
+    weights[int(near.sum()) :] = len(far) / len(kept)
+    order = indices.argsort()
+    return RememberedContext(indices[order], weights[order])
+
+
+class ContextSampler:
+    """Picks the context tokens a partial evaluation computes: always the same number, in token order.
+
+    Args:
+        pool: sorted token indices to pick from ``[P]``.
+        mode: ``none``; ``stride`` (evenly spaced, always the same); ``rotating`` (evenly spaced, shifted every time);
+            ``stalest`` (those computed longest ago, evenly spread among equals).
+        share: share of the pool to pick.
+    """
+
+    def __init__(self, pool: Tensor, mode: str, share: float):
+        if mode not in SAMPLING:
+            raise ValueError(f"unknown context sampling {mode!r}; choose one of {', '.join(SAMPLING)}")
+        self.pool = pool
+        self.mode = mode
+        self.count = 0 if mode == "none" or not len(pool) else min(len(pool), max(1, round(share * len(pool))))
+        positions = torch.arange(len(pool), dtype=torch.float64)
+        self._spread = ((positions * _GOLDEN) % 1.0).to(pool.device)
+        self._picks = 0
+
+    def pick(self, computed_at: Tensor) -> Tensor:
+        """Next pick, sorted ``[count]``.
+
+        Args:
+            computed_at: evaluation at which each token was last computed, ``[L]``.
+        """
+        if not self.count:
+            return self.pool[:0]
+        turn, self._picks = self._picks, self._picks + 1
+        if self.mode == "stalest":
+            # an even spread is the second key: spread lies in [0, 1), evaluations are whole numbers
+            order = (computed_at[self.pool].double() + self._spread).argsort()
+            return self.pool[order[: self.count]].sort().values
+        shift = 0.0 if self.mode == "stride" else (turn * _GOLDEN) % 1.0
+        return self.pool[even_positions(len(self.pool), self.count, shift, self.pool.device)]
+
+
+def even_positions(total: int, count: int, shift: float = 0.0, device: torch.device | None = None) -> Tensor:
+    """``count`` different, evenly spaced, sorted positions below ``total``; ``shift`` in [0, 1) moves them all."""
+    step = total / count
+    positions = (torch.arange(count, dtype=torch.float64) + shift) * step
+    return positions.floor().long().clamp_(max=total - 1).to(device or torch.device("cpu"))

@@ -1,0 +1,117 @@
+"""Predictions for tokens and evaluations that are not computed.
+
+Per stream the last computed prediction of every token and its slope along the evaluation index are kept, at output
+level: two small latents. A forecast is ``last + damping * (evaluation - computed_at) * slope``; the damping is fitted
+online: whenever a token is computed, the forecast it would have got is compared with the truth.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+DECAY = 0.5
+
+
+class Forecast:
+    """History of one stream's predictions, as patches ``[rows, C, L, 2, 2]``.
+
+    Args:
+        order: 0 holds the last prediction, 1 extrapolates it.
+        damping: fixed factor on the slope, or None to fit it.
+        fit_on: sorted indices ``[G]`` of the tokens the fit looks at (generative ones).
+    """
+
+    def __init__(self, order: int, damping: float | None, fit_on: Tensor):
+        self.order = order
+        self._fixed = damping
+        self._fit_on = fit_on
+        self._last: Tensor | None = None
+        self._slope: Tensor | None = None
+        self._known_slopes = 0
+        self._fit = (0.0, 0.0)
+        self.computed_at: Tensor | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is anything to forecast from."""
+        return self._last is not None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held."""
+        return sum(t.numel() * t.element_size() for t in (self._last, self._slope) if t is not None)
+
+    @property
+    def damping(self) -> float | Tensor:
+        """Factor on the slope for the next forecast: least squares over what was seen, recent evaluations first."""
+        if self._fixed is not None:
+            return self._fixed
+        dot, norm = self._fit
+        if isinstance(dot, float):
+            return 1.0
+        return torch.where(norm > 0, (dot / norm.clamp_min(1e-30)).clamp(0.0, 1.0), torch.ones_like(dot))
+
+    def record(self, evaluation: int, patches: Tensor, selection: Tensor | None = None) -> None:
+        """Take in what was computed.
+
+        Args:
+            evaluation: index of the evaluation.
+            patches: ``[rows, C, N, 2, 2]`` in float32.
+            selection: the N tokens computed (sorted indices), None for all.
+        """
+        if self._last is None:
+            if selection is not None:
+                raise ValueError("the first prediction of a stream must cover all tokens")
+            self._last = patches.clone()
+            self._slope = torch.zeros_like(patches) if self.order else None
+            self.computed_at = torch.full((patches.shape[2],), evaluation, dtype=torch.long, device=patches.device)
+            return
+        rows = slice(None) if selection is None else selection
+        age = (evaluation - self.computed_at[rows]).clamp_min(1)
+        if self.order:
+            change = patches - self._last[:, :, rows]
+            if self._known_slopes:
+                self._observe(change, self._slope[:, :, rows], age, selection)
+            slope = change / age[:, None, None]
+            if selection is None:
+                self._slope, self._known_slopes = slope, 1
+            elif self._known_slopes:
+                self._slope.index_copy_(2, selection, slope)
+        if selection is None:
+            self._last = patches.clone()
+        else:
+            self._last.index_copy_(2, selection, patches)
+        self.computed_at[rows] = evaluation
+
+    def predict(self, evaluation: int) -> Tensor:
+        """Forecast of every token at an evaluation, ``[rows, C, L, 2, 2]`` (a new tensor)."""
+        if not self.order or not self._known_slopes:
+            return self._last.clone()
+        ahead = (evaluation - self.computed_at).to(self._last.dtype) * self.damping
+        return torch.addcmul(self._last, self._slope, ahead[:, None, None])
+
+    def _observe(self, change: Tensor, slope: Tensor, age: Tensor, selection: Tensor | None) -> None:
+        """Least squares of ``change ~ damping * age * slope`` on the fitted tokens, older evidence fading."""
+        if self._fixed is not None:
+            return
+        if selection is None:
+            rows = self._fit_on
+        else:
+            rows = torch.searchsorted(selection, self._fit_on).clamp_max(len(selection) - 1)
+        foreseen = slope[:, :, rows] * age[rows][:, None, None]
+        dot = (change[:, :, rows] * foreseen).sum()
+        norm = foreseen.square().sum()
+        # one step ahead says little about longer ones; a forecast far ahead counts by its own size already
+        self._fit = (self._fit[0] * DECAY + dot, self._fit[1] * DECAY + norm)
+
+
+def to_x0(prediction: Tensor, sample: Tensor, sigma: float) -> Tensor:
+    """Velocity -> clean sample of a flow model, ``x0 = x - sigma v`` (and back: the map is its own inverse times
+    1 / sigma, see :func:`to_v`)."""
+    return sample - sigma * prediction
+
+
+def to_v(x0: Tensor, sample: Tensor, sigma: float) -> Tensor:
+    """Clean sample -> velocity, ``v = (x - x0) / sigma``; sigma 0 cannot occur at an evaluation that samples."""
+    return (sample - x0) / max(sigma, 1e-6)

@@ -1,0 +1,38 @@
+"""Methods turn what is known about a run into a decision per evaluation: full, partial or reuse."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from ..plan import FULL, Plan
+
+
+class Method(Protocol):
+    """Decides evaluations in order. ``decide`` may be asked once per evaluation; ``observe`` sees every prediction."""
+
+    def decide(self, evaluation: int) -> tuple[str, str]:
+        """Decision letter and the reason, in a few plain words."""
+
+    def expects_partial(self, evaluation: int) -> bool:
+        """Whether a partial evaluation may follow before the next full one, so that context is worth remembering."""
+
+    def observe(self, evaluation: int, generative: Tensor) -> None:
+        """See the computed prediction of the first stream on generative tokens."""
+
+
+class Planned:
+    """Follows a :class:`~hetcache_core.plan.Plan`."""
+
+    def __init__(self, plan: Plan, reason: str = "planned"):
+        self.plan, self.reason = plan, reason
+
+    def decide(self, evaluation: int) -> tuple[str, str]:
+        return self.plan[evaluation], self.reason
+
+    def expects_partial(self, evaluation: int) -> bool:
+        return "P" in self.plan.decisions[evaluation + 1 :].split(FULL)[0]
+
+    def observe(self, evaluation: int, generative: Tensor) -> None:
+        """A plan is settled beforehand."""

@@ -1,0 +1,65 @@
+"""HetCache's online decision (arXiv 2603.24260, section 3): accumulated relative change against D and 1.5 D."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..plan import FULL, PARTIAL, REUSE, Rules
+from ..signals import relative_change
+
+
+class HetCache:
+    """Full, partial or reuse by how far the prediction is expected to have moved since it was last computed.
+
+    The paper accumulates the relative L1 change of the timestep-modulated input, which its code takes from the timestep
+    embedding alone: a constant of the schedule. Here, by our choice, the change is that of the predictions themselves
+    on generative tokens: the rate seen between the last two computed evaluations is added at every evaluation.
+
+    Direction as in the paper's code: up to ``threshold`` an evaluation is reused, up to ``threshold * partial_factor``
+    it is partial, beyond it is full; so a higher threshold is faster. Every computed evaluation resets the sum.
+
+    Args:
+        threshold: D. partial_factor: 1.5 in the paper. evaluations: of the run.
+        rules: warm-up, cool-down, longest reuse, refresh.
+    """
+
+    def __init__(self, threshold: float, partial_factor: float, evaluations: int, rules: Rules):
+        self.threshold, self.partial_factor = threshold, partial_factor
+        self.evaluations, self.rules = evaluations, rules
+        self._accumulated = 0.0
+        self._rate: float | None = None
+        self._seen: tuple[int, Tensor] | None = None
+        self._reused = self._age = 0
+
+    def decide(self, evaluation: int) -> tuple[str, str]:
+        decision, reason = self._judge(evaluation)
+        self._reused = self._reused + 1 if decision == REUSE else 0
+        self._age = 0 if decision == FULL else self._age + 1
+        if decision != REUSE:
+            self._accumulated = 0.0
+        return decision, reason
+
+    def expects_partial(self, evaluation: int) -> bool:
+        return self.rules.partials and evaluation < self.evaluations - self.rules.cooldown - 1
+
+    def observe(self, evaluation: int, generative: Tensor) -> None:
+        if self._seen is not None:
+            before, old = self._seen
+            self._rate = float(relative_change(generative, old)) / max(evaluation - before, 1)
+        self._seen = evaluation, generative.clone()
+
+    def _judge(self, evaluation: int) -> tuple[str, str]:
+        rules = self.rules
+        if evaluation < rules.warmup or self._rate is None:
+            return FULL, "warm-up"
+        if evaluation >= self.evaluations - rules.cooldown:
+            return FULL, "cool-down"
+        if self._age + 1 >= rules.refresh:
+            return FULL, "refresh"
+        self._accumulated += self._rate
+        change = f"change {self._accumulated:.3f}"
+        if self._accumulated <= self.threshold and self._reused < rules.max_reuse:
+            return REUSE, f"{change} <= {self.threshold:g}"
+        if self._accumulated <= self.threshold * self.partial_factor and rules.partials:
+            return PARTIAL, f"{change} <= {self.threshold * self.partial_factor:g}"
+        return FULL, f"{change} > {self.threshold * self.partial_factor:g}"

@@ -1,0 +1,248 @@
+"""The planner: sigmas, costs and a target speed -> full, partial or reuse for every evaluation, before sampling.
+
+The predicted error of a sequence is a sum over evaluations, each weighted by its step in sigma:
+
+* reuse, g evaluations after the last computed one, which came h after the one before: a line through those two misses a
+  curve with second difference s by ``s g (g + h) / 2``;
+* partial, G evaluations after the last full one: generative tokens see context that is G evaluations old;
+* both: the context's own forecast error, a share of which spills into the edit.
+
+A Lagrangian dynamic programme finds sequences on the lower hull of error over cost; a local search then spends what is
+left of the budget.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .costs import Costs
+from .policy import FEW_STEPS, CachePolicy
+from .profile import ErrorProfile
+
+FULL, PARTIAL, REUSE = "F", "P", "R"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a plan must obey.
+
+    Args:
+        warmup, cooldown: full evaluations at the start (at least 1) and at the end.
+        max_reuse: most reuse evaluations in a row.
+        refresh: most evaluations from one full evaluation to the next.
+        partials: whether partial evaluations are possible at all.
+    """
+
+    warmup: int
+    cooldown: int
+    max_reuse: int
+    refresh: int
+    partials: bool = True
+
+    def __post_init__(self):
+        if self.warmup < 1 or self.cooldown < 0 or self.max_reuse < 0 or self.refresh < 1:
+            raise ValueError(f"impossible planning rules: {self}")
+
+    @classmethod
+    def of(cls, policy: CachePolicy, profile: ErrorProfile, evaluations: int, partials: bool = True) -> Rules:
+        """The policy's rules, with the gaps filled for this many evaluations."""
+        few = evaluations <= FEW_STEPS
+        warmup = policy.warmup or (1 if few else max(2, round(profile.warmup * evaluations)))
+        cooldown = policy.cooldown if policy.cooldown is not None else (0 if few else 2)
+        max_reuse = policy.max_reuse if policy.max_reuse is not None else (0 if few else 5)
+        refresh = policy.refresh or (max(evaluations, 2) if few else max(4, round(0.3 * evaluations)))
+        return cls(warmup, cooldown, max_reuse, refresh, partials)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A planned sampling run.
+
+    Args:
+        decisions: one letter an evaluation: F(ull), P(artial), R(euse).
+        predicted_speed: full evaluations' cost over this plan's.
+        predicted_error: the model's sum, relative to the prediction's size; compares plans, promises no PSNR.
+        note: why the target was missed, in plain words, or empty.
+    """
+
+    decisions: str
+    predicted_speed: float
+    predicted_error: float
+    note: str = ""
+    costs: Costs = field(default_factory=lambda: Costs(1.0))
+
+    def __getitem__(self, evaluation: int) -> str:
+        """Decision of an evaluation; full beyond the planned ones."""
+        return self.decisions[evaluation] if 0 <= evaluation < len(self.decisions) else FULL
+
+    @classmethod
+    def full(cls, evaluations: int, note: str = "") -> Plan:
+        return cls(FULL * evaluations, 1.0, 0.0, note)
+
+    def counts(self) -> dict[str, int]:
+        return {letter: self.decisions.count(letter) for letter in (FULL, PARTIAL, REUSE)}
+
+
+def plan(sigmas, costs: Costs, speed: float, rules: Rules, profile: ErrorProfile) -> Plan:
+    """Plan a run.
+
+    Args:
+        sigmas: noise levels, one an evaluation, and the final one: ``[n + 1]``.
+        costs: of partial and reuse evaluations.
+        speed: wanted speed-up of the loop.
+        rules: what the sequence must obey.
+        profile: how fast predictions change.
+
+    Returns:
+        The least predicted error at ``speed`` or, when the rules forbid that speed, the fastest plan with a note.
+    """
+    evaluations = len(sigmas) - 1
+    if speed <= 1.0 or evaluations <= rules.warmup + rules.cooldown:
+        note = "" if speed <= 1.0 else f"{evaluations} evaluations are no more than warm-up and cool-down; all are full"
+        return Plan.full(max(evaluations, 0), note)
+    model = _ErrorModel(sigmas, profile, costs, rules)
+    budget = evaluations / speed
+    decisions, note = _cheapest_error(model, budget), ""
+    cost = model.cost(decisions)
+    if cost > budget * 1.005:
+        reached = evaluations / cost
+        note = (
+            f"speed {speed:g} is out of reach, {reached:.2f} is the most: {rules.warmup} warm-up and {rules.cooldown} "
+            f"cool-down evaluations are full and a partial one costs {costs.partial:.0%} of a full one; "
+            "a smaller mask, more steps or a shorter warm-up would help"
+        )
+    else:
+        decisions = _spend(model, decisions, budget)
+        cost = model.cost(decisions)
+    return Plan("".join(decisions), evaluations / cost, model.error(decisions), note, costs)
+
+
+class _ErrorModel:
+    def __init__(self, sigmas, profile: ErrorProfile, costs: Costs, rules: Rules):
+        sigmas = np.asarray([float(s) for s in sigmas])
+        self.n = n = len(sigmas) - 1
+        self.weight = np.abs(np.diff(sigmas))
+        self.second = profile.at("second", n)
+        self.stale = profile.staleness * profile.at("context_first", n)
+        self.spill = profile.spill * profile.at("context_second", n)
+        self.costs, self.rules = costs, rules
+        self.price = {FULL: 1.0, PARTIAL: costs.partial, REUSE: costs.reuse}
+
+    def cost(self, decisions) -> float:
+        return sum(self.price[d] for d in decisions)
+
+    def forced_full(self, i: int) -> bool:
+        return i < self.rules.warmup or i >= self.n - self.rules.cooldown
+
+    def reuse_error(self, i: int, g, h, age):
+        return self.weight[i] * (self.second[i] * g * (g + h) / 2 + self.spill[i] * age * age)
+
+    def partial_error(self, i: int, age):
+        return self.weight[i] * (self.stale[i] * age + self.spill[i] * age * age)
+
+    def error(self, decisions) -> float:
+        """Predicted error of a sequence, infinite where it breaks a rule."""
+        total, g, h, age, rules = 0.0, 0, 1, 0, self.rules
+        for i, decision in enumerate(decisions):
+            g, age = g + 1, age + 1
+            if decision == FULL:
+                g, h, age = 0, g, 0
+                continue
+            if self.forced_full(i) or age >= rules.refresh:
+                return math.inf
+            if decision == PARTIAL:
+                if not rules.partials:
+                    return math.inf
+                total += self.partial_error(i, age)
+                g, h = 0, g
+            else:
+                if g > rules.max_reuse:
+                    return math.inf
+                total += self.reuse_error(i, g, h, age)
+        return total
+
+    def best(self, price: float) -> list[str]:
+        """Sequence of least ``error + price * cost``, by dynamic programming over (g, h, age)."""
+        rules = self.rules
+        reach, ages = rules.max_reuse + 1, rules.refresh
+        gap = np.arange(reach)[:, None, None]
+        spacing = np.arange(1, reach + 1)[None, :, None]
+        age = np.arange(ages)[None, None, :]
+        value = np.full((reach, reach, ages), np.inf)
+        value[0, 0, 0] = 0.0  # before evaluation 0: as if one had just been computed
+        moves = []
+        for i in range(self.n):
+            new = np.full_like(value, np.inf)
+            back = np.zeros(value.shape, dtype=np.int64)
+            best_by_gap = value.min(axis=(1, 2))  # full: the new spacing is the old gap + 1, age and gap are 0
+            new[0, :, 0] = best_by_gap + price
+            back[0, :, 0] = [_flat(value, g, value[g]) for g in range(reach)]
+            if not self.forced_full(i) and ages > 1:
+                older = slice(0, ages - 1)
+                if rules.partials:
+                    step = value.min(axis=1)[:, older] + self.partial_error(i, age[0, :, older] + 1)
+                    new[0, :, 1:] = step + price * self.costs.partial
+                    spacings = value.argmin(axis=1)[:, older]
+                    back[0, :, 1:] = np.ravel_multi_index(
+                        (np.arange(reach)[:, None], spacings, np.arange(ages - 1)[None, :]), value.shape
+                    )
+                if rules.max_reuse:
+                    step = value[:-1, :, older] + self.reuse_error(i, gap[:-1] + 1, spacing, age[..., older] + 1)
+                    new[1:, :, 1:] = step + price * self.costs.reuse
+                    back[1:, :, 1:] = np.arange(value.size).reshape(value.shape)[:-1, :, older]
+            moves.append(back)
+            value = new
+        state, decisions = int(value.argmin()), []
+        for back in reversed(moves):
+            g, _, a = np.unravel_index(state, value.shape)
+            decisions.append(REUSE if g else PARTIAL if a else FULL)
+            state = int(back.reshape(-1)[state])
+        return decisions[::-1]
+
+
+def _flat(value: np.ndarray, g: int, plane: np.ndarray) -> int:
+    return g * plane.size + int(plane.argmin())
+
+
+def _cheapest_error(model: _ErrorModel, budget: float) -> list[str]:
+    """Least error whose cost fits, on the hull; the cheapest sequence where none fits."""
+    low, high = 0.0, 1.0
+    best = model.best(high)
+    while model.cost(best) > budget and high < 1e9:
+        low, high = high, high * 8
+        best = model.best(high)
+    for _ in range(40):
+        middle = (low + high) / 2
+        candidate = model.best(middle)
+        if model.cost(candidate) > budget:
+            low = middle
+        else:
+            high, best = middle, candidate
+        if high - low < 1e-9 * high:
+            break
+    return best
+
+
+def _spend(model: _ErrorModel, decisions: list[str], budget: float) -> list[str]:
+    """Improve a sequence within the budget: dearer decisions where they fit, and swaps of neighbours."""
+    decisions = list(decisions)
+    error, cost = model.error(decisions), model.cost(decisions)
+    while True:
+        options = []
+        for i, old in enumerate(decisions):
+            for new in (FULL, PARTIAL, REUSE):
+                if new != old:
+                    options.append(([*decisions[:i], new, *decisions[i + 1 :]]))
+            for j in range(i + 1, min(i + 4, len(decisions))):
+                if decisions[j] != old:
+                    swapped = list(decisions)
+                    swapped[i], swapped[j] = swapped[j], swapped[i]
+                    options.append(swapped)
+        fitting = [(model.error(o), model.cost(o), o) for o in options if model.cost(o) <= budget * 1.002]
+        candidate = min(fitting, default=None, key=lambda option: option[:2])
+        if candidate is None or candidate[0] >= error - 1e-12:
+            return decisions
+        error, cost, decisions = candidate

@@ -1,0 +1,154 @@
+"""What the user asks for: one speed slider, one memory budget, and the finer settings behind them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from .context import SAMPLING
+
+METHODS = ("plan", "hetcache", "off")
+FEW_STEPS = 8
+
+
+@dataclass(frozen=True)
+class CachePolicy:
+    """Settings of a run. Frozen and validated: an instance that exists is one that can be used.
+
+    Important:
+        speed: wanted speed-up of the denoising loop, 1.0 (exact: the stock output, byte for byte) to 8.0.
+        memory_budget_mb: most megabytes (2**20 bytes) the context memory may hold; 0 remembers nothing.
+        method: ``plan`` reaches ``speed`` by planning every evaluation beforehand; ``hetcache`` decides online by
+            the paper's thresholds and takes no target; ``off`` computes everything.
+
+    To tinker with (``None`` = chosen for the run):
+        warmup, cooldown: full evaluations at the start and at the end.
+        max_reuse: most reuse evaluations in a row. 0 forbids reuse, the default at 8 evaluations and fewer.
+        refresh: most evaluations from one full evaluation to the next.
+        margin_space, margin_time: rings of margin tokens (16 pixels each) and margin latent frames.
+        context_share: share of the context each partial evaluation computes again.
+        context_sampling: which: ``none``, ``stride``, ``rotating``, ``stalest``.
+        memory_share: share of the context kept as keys and values, 0 to 1.
+        memory_fp8, memory_shared, memory_offload: kept as float8; one copy for all streams; kept in host memory.
+        forecast_order: 1 extrapolates predictions along the evaluation index, 0 holds them.
+        forecast_damping: factor on the slope, 0 to 1; fitted online when None.
+        forecast_quantity: ``v`` or ``x0``; x0 for stochastic samplers when None.
+        threshold: HetCache's D, accumulated relative change up to which an evaluation is reused: higher = faster.
+        partial_factor: up to ``threshold * partial_factor`` it is partial (paper: 1.5), beyond it is full.
+        profile: the error profile behind the plan: a shipped name, a JSON file, or ``auto`` (by the model's shape).
+        mask_threshold: mask values above it are generated.
+        max_mask_fraction: above this share of generative tokens everything is computed.
+
+    Raises:
+        ValueError: any field out of range; the message names the field, its value and what is allowed.
+    """
+
+    speed: float = 3.0
+    memory_budget_mb: float = 2048.0
+    method: str = "plan"
+    warmup: int | None = None
+    cooldown: int | None = None
+    max_reuse: int | None = None
+    refresh: int | None = None
+    margin_space: int = 0
+    margin_time: int = 0
+    context_share: float = 0.15
+    context_sampling: str = "stalest"
+    memory_share: float | None = None
+    memory_fp8: bool | None = None
+    memory_shared: bool | None = None
+    memory_offload: bool = False
+    forecast_order: int = 1
+    forecast_damping: float | None = None
+    forecast_quantity: str | None = None
+    threshold: float = 0.10
+    partial_factor: float = 1.5
+    profile: str = "auto"
+    mask_threshold: float = 0.1
+    max_mask_fraction: float = 0.9
+    name: str = field(default="custom", compare=False)
+
+    def __post_init__(self):
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, (int, float)) and low <= value <= high):
+                raise ValueError(f"{name} must lie between {low} and {high}, got {value!r}")
+        for name in _WHOLE:
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+                raise ValueError(f"{name} must be a whole number, got {value!r}")
+        for name, allowed in _CHOICES:
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+
+    @property
+    def exact(self) -> bool:
+        """Whether this policy computes everything."""
+        return self.method == "off" or (self.method == "plan" and self.speed == 1.0)
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> CachePolicy:
+        """One of ``exact``, ``quality``, ``balanced``, ``fast``, ``few-step``, with fields changed at will."""
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
+        return cls(**{**PRESETS[name], "name": name, **changes})
+
+    def to_json(self) -> str:
+        """All fields as JSON; :meth:`from_json` gives an equal policy back."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> CachePolicy:
+        """Inverse of :meth:`to_json`. Missing fields take their defaults; unknown ones are refused."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"this is not a policy in JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"a policy in JSON is an object, got {type(values).__name__}")
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(values.keys() - known)
+        if unknown:
+            raise ValueError(f"unknown policy fields: {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        return cls(**values)
+
+
+_RANGES = (
+    ("speed", 1.0, 8.0),
+    ("memory_budget_mb", 0, 1 << 20),
+    ("warmup", 1, 100),
+    ("cooldown", 0, 100),
+    ("max_reuse", 0, 20),
+    ("refresh", 1, 100),
+    ("margin_space", 0, 16),
+    ("margin_time", 0, 16),
+    ("context_share", 0.0, 1.0),
+    ("memory_share", 0.0, 1.0),
+    ("forecast_order", 0, 1),
+    ("forecast_damping", 0.0, 1.0),
+    ("threshold", 0.0, 100.0),
+    ("partial_factor", 1.0, 10.0),
+    ("mask_threshold", 0.0, 1.0),
+    ("max_mask_fraction", 0.0, 1.0),
+)
+_WHOLE = ("warmup", "cooldown", "max_reuse", "refresh", "margin_space", "margin_time", "forecast_order")
+_YES_NO = (None, True, False)
+_CHOICES = (
+    ("method", METHODS),
+    ("context_sampling", SAMPLING),
+    ("forecast_quantity", (None, "v", "x0")),
+    ("memory_fp8", _YES_NO),
+    ("memory_shared", _YES_NO),
+    ("memory_offload", (True, False)),
+)
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "exact": {"speed": 1.0},
+    "quality": {"speed": 2.0},
+    "balanced": {"speed": 3.0},
+    "fast": {"speed": 4.0},
+    "few-step": {"speed": 2.0, "max_reuse": 0},
+}

@@ -1,0 +1,193 @@
+"""What happened in a run and why: per evaluation and in total, as text, JSON and a picture."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from .memory import MemoryTier
+from .plan import FULL, PARTIAL, Plan
+from .policy import CachePolicy
+from .tokens import TokenClasses, TokenGrid
+
+
+class Stopwatch:
+    """Wall time of a stretch of work on a device: events on CUDA (read later, without a stall), a clock elsewhere."""
+
+    def __init__(self, device: torch.device):
+        self._cuda = device.type == "cuda"
+        self._begin = self._mark()
+        self._end = None
+
+    def stop(self) -> None:
+        self._end = self._mark()
+
+    @property
+    def seconds(self) -> float:
+        if self._cuda:
+            self._end.synchronize()
+            return self._begin.elapsed_time(self._end) / 1000
+        return self._end - self._begin
+
+    def _mark(self):
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+@dataclass
+class EvaluationRecord:
+    """One evaluation: what was done, why, for how many tokens, how long, holding how much.
+
+    ``seconds`` sums its model calls; ``context_bytes`` is the context memory, ``forecast_bytes`` the kept predictions.
+    """
+
+    index: int
+    sigma: float
+    decision: str
+    reason: str
+    tokens: int
+    seconds: float = 0.0
+    context_bytes: int = 0
+    forecast_bytes: int = 0
+
+
+class RunStats:
+    """Statistics of one sampling run. Reading them never fails, also mid-run or after an interrupt."""
+
+    def __init__(self, policy: CachePolicy, grid: TokenGrid, classes: TokenClasses | None):
+        self.policy = policy
+        self.classes = classes
+        self.grid = grid.shape
+        self.note = ""
+        self.predicted_speed = 1.0
+        self.planned = ""
+        self.tier = ""
+        self.selected_tokens = 0
+        self.planned_context_bytes = 0
+        self.preparation_seconds = 0.0
+        self._records: dict[int, EvaluationRecord] = {}
+        self._watches: list[tuple[int, Stopwatch]] = []
+
+    def begin(self, plan: Plan, tier: MemoryTier, selected: int, note: str) -> None:
+        """Note what was planned."""
+        self.planned, self.predicted_speed = plan.decisions, plan.predicted_speed
+        self.tier, self.selected_tokens, self.note = str(tier), selected, note
+
+    def add(
+        self, index: int, sigma: float, decision: str, reason: str, tokens: int, watch: Stopwatch, context: int, kept: int
+    ) -> None:
+        """Note one model call; calls of one evaluation add up, and the dearest decision among them names it."""
+        watch.stop()
+        record = self._records.setdefault(index, EvaluationRecord(index, sigma, decision, reason, tokens))
+        if "RPF".index(decision) > "RPF".index(record.decision):
+            record.decision, record.reason, record.tokens = decision, reason, tokens
+        record.context_bytes = max(record.context_bytes, context)
+        record.forecast_bytes = max(record.forecast_bytes, kept)
+        self._watches.append((index, watch))
+
+    @property
+    def records(self) -> list[EvaluationRecord]:
+        """Every evaluation so far, in order."""
+        for index, watch in self._watches:
+            self._records[index].seconds += watch.seconds
+        self._watches.clear()
+        return [self._records[i] for i in sorted(self._records)]
+
+    @property
+    def decisions(self) -> str:
+        """One letter an evaluation: F(ull), P(artial), R(euse)."""
+        return "".join(r.decision for r in self.records)
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds of all model calls, deciding, selecting and forecasting included."""
+        return sum(r.seconds for r in self.records)
+
+    def seconds_of(self, decision: str) -> float:
+        """Median seconds of an evaluation of this kind, 0 if there was none.
+
+        The run's first evaluation warms caches and kernels up; it counts only when it is the only one.
+        """
+        times = [r.seconds for r in self.records if r.decision == decision]
+        return statistics.median(times[1:] if decision == FULL and len(times) > 1 else times) if times else 0.0
+
+    @property
+    def speed(self) -> float:
+        """Measured speed-up: all evaluations at the price of this run's own full ones, over what was spent."""
+        seconds = self.seconds
+        return len(self.records) * self.seconds_of(FULL) / seconds if seconds > 0 else 1.0
+
+    @property
+    def mask_fraction(self) -> float:
+        """Share of tokens that are generative, 0 without a mask."""
+        return self.classes.mask_fraction if self.classes is not None else 0.0
+
+    @property
+    def peak_context_bytes(self) -> int:
+        """Most bytes the context memory held."""
+        return max((r.context_bytes for r in self.records), default=0)
+
+    @property
+    def peak_forecast_bytes(self) -> int:
+        """Most bytes of kept predictions."""
+        return max((r.forecast_bytes for r in self.records), default=0)
+
+    def summary(self) -> str:
+        """A few lines for a person."""
+        done = self.decisions
+        counts = f"{done.count('F')} full, {done.count('P')} partial, {done.count('R')} reuse"
+        lines = [
+            f"{len(done)} evaluations, mask {self.mask_fraction:.0%}: {counts}",
+            f"speed {self.speed:.2f}x measured, {self.predicted_speed:.2f}x predicted; {self.seconds:.1f} s in the model",
+            f"context memory {self.peak_context_bytes / 2**20:.1f} MB ({self.tier or 'none'}), "
+            f"predictions {self.peak_forecast_bytes / 2**20:.1f} MB",
+        ]
+        followed = self.policy.method == "plan"
+        reasons = {r.reason for r in self.records if followed and r.decision != self.planned[r.index : r.index + 1]}
+        lines += [f"note: {text}" for text in (self.note, *sorted(reasons - {self.note})) if text]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict:
+        """Everything, ready for JSON."""
+        return {
+            "policy": json.loads(self.policy.to_json()),
+            "grid": list(self.grid),
+            "mask_fraction": self.mask_fraction,
+            "selected_tokens": self.selected_tokens,
+            "planned": self.planned,
+            "decisions": self.decisions,
+            "predicted_speed": self.predicted_speed,
+            "speed": self.speed,
+            "seconds": self.seconds,
+            "seconds_full": self.seconds_of(FULL),
+            "seconds_partial": self.seconds_of(PARTIAL),
+            "seconds_reuse": self.seconds_of("R"),
+            "preparation_seconds": self.preparation_seconds,
+            "context_memory": self.tier,
+            "planned_context_bytes": self.planned_context_bytes,
+            "peak_context_bytes": self.peak_context_bytes,
+            "peak_forecast_bytes": self.peak_forecast_bytes,
+            "note": self.note,
+            "evaluations": [asdict(r) for r in self.records],
+        }
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1)
+
+    def picture(self, frame: np.ndarray | None = None) -> np.ndarray:
+        """Timeline of decisions over the token map of the middle frame, uint8 ``[H, W, 3]`` (needs Pillow).
+
+        Args:
+            frame: the clip's middle frame, uint8 ``[h, w, 3]``, to draw the token map on.
+        """
+        from .picture import draw
+
+        return draw(self, frame)

@@ -1,0 +1,85 @@
+import math
+
+import pytest
+import torch
+
+from hetcache_core.attention import attend, attend_in_groups, split_by_weight
+from hetcache_core.context import ContextSampler, even_positions, remember
+from hetcache_core.tokens import classify
+
+
+@pytest.fixture
+def classes():
+    touched = torch.zeros(4, 10, 10, dtype=torch.bool)
+    touched[:, 4:6, 4:6] = True
+    return classify(touched)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.5, 1.0])
+def test_remembered_weights_add_up_to_the_context(classes, share):
+    kept = remember(classes, share)
+    total = len(classes.context)
+    assert len(kept.indices) == round(share * total)
+    assert kept.indices.tolist() == sorted(set(kept.indices.tolist()))
+    assert set(kept.indices.tolist()) <= set(classes.context.tolist())
+    if share:
+        assert kept.weights.sum().item() == pytest.approx(total, rel=1e-5)
+
+
+def test_context_near_the_edit_is_kept_whole(classes):
+    kept = remember(classes, 0.5)
+    near = classes.context[classes.distance[classes.context] <= 1]
+    assert set(near.tolist()) <= set(kept.indices.tolist())
+    assert not kept.uniform and remember(classes, 1.0).uniform
+
+
+@pytest.mark.parametrize("mode", ["stride", "rotating", "stalest"])
+def test_picks_are_sorted_distinct_and_constant_in_number(classes, mode):
+    sampler = ContextSampler(classes.context, mode, 0.15)
+    computed_at = torch.zeros(400, dtype=torch.long)
+    picks = [sampler.pick(computed_at) for _ in range(5)]
+    for pick in picks:
+        assert len(pick) == sampler.count == round(0.15 * len(classes.context))
+        assert pick.tolist() == sorted(set(pick.tolist()))
+    assert torch.equal(picks[0], picks[1]) == (mode != "rotating")
+
+
+def test_stalest_first_visits_everything(classes):
+    sampler = ContextSampler(classes.context, "stalest", 0.25)
+    computed_at = torch.zeros(400, dtype=torch.long)
+    seen = set()
+    for evaluation in range(1, 5):
+        pick = sampler.pick(computed_at)
+        assert not seen & set(pick.tolist())
+        seen |= set(pick.tolist())
+        computed_at[pick] = evaluation
+    assert seen == set(classes.context.tolist())
+
+
+def test_none_picks_nothing_and_unknown_modes_are_refused(classes):
+    assert len(ContextSampler(classes.context, "none", 0.5).pick(torch.zeros(400))) == 0
+    with pytest.raises(ValueError, match="unknown context sampling 'best'"):
+        ContextSampler(classes.context, "best", 0.5)
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 16, 17])
+def test_even_positions_are_distinct_for_every_shift(count):
+    for shift in (0.0, 0.37, 0.999):
+        assert len(set(even_positions(17, count, shift).tolist())) == count
+
+
+def test_a_weighted_key_counts_as_that_many_copies():
+    query, key, value = torch.randn(3, 1, 6, 2, 128).unbind(0)
+    copies = torch.tensor([1, 1, 3, 1, 2, 1])
+    repeated = attend(query, key.repeat_interleave(copies, 1), value.repeat_interleave(copies, 1))
+    weighted = attend(query, key, value, copies.float().log())
+    torch.testing.assert_close(weighted, repeated, rtol=1e-5, atol=1e-6)
+
+
+def test_groups_merged_by_log_sum_exp_equal_one_biased_call():
+    query = torch.randn(2, 5, 2, 128)
+    key, value = torch.randn(2, 2, 40, 2, 128).unbind(0)
+    bias = torch.zeros(40)
+    bias[10:] = math.log(6.5)
+    merged = attend_in_groups(query, split_by_weight(key, value, bias))
+    torch.testing.assert_close(merged, attend(query, key, value, bias), rtol=1e-5, atol=1e-6)

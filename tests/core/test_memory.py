@@ -1,0 +1,115 @@
+import pytest
+import torch
+
+from hetcache_core.context import RememberedContext, remember
+from hetcache_core.memory import LADDER, NO_MEMORY, ContextMemory, MemoryTier
+from hetcache_core.tokens import classify
+
+LAYERS, HEADS, WIDTH = 3, 2, 16
+
+
+@pytest.fixture
+def classes():
+    touched = torch.zeros(2, 6, 6, dtype=torch.bool)
+    touched[:, 2:4, 2:4] = True
+    return classify(touched)
+
+
+def rows(tokens, seed, batch=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, batch, tokens, HEADS, WIDTH, generator=generator).unbind(0)
+
+
+def filled(classes, tier, streams=("cond", "uncond")):
+    memory = ContextMemory(remember(classes, tier.share), 72, tier)
+    for stream, name in enumerate(streams):
+        for layer in range(LAYERS):
+            memory.capture(layer, (name,), *rows(72, 10 * stream + layer))
+    return memory
+
+
+def test_joined_rows_hold_every_token_once(classes):
+    memory = filled(classes, MemoryTier())
+    selection = torch.cat([classes.edited, classes.context[:5]]).sort().values
+    memory.select(selection)
+    stored_k, _ = rows(72, 1)
+    fresh_k, fresh_v = rows(len(selection), 99)
+    key, value = memory.join(1, ("cond",), fresh_k, fresh_v)
+    assert key.shape == value.shape == (1, 72, HEADS, WIDTH)
+    expected = stored_k.clone()
+    expected[:, selection] = fresh_k
+    order = torch.cat([classes.context, classes.edited])
+    assert torch.equal(key, expected[:, order])
+    assert memory.log_weights() is None
+
+
+def test_renewed_context_replaces_what_was_remembered(classes):
+    memory = filled(classes, MemoryTier())
+    picked = classes.context[3:6]
+    fresh = rows(len(classes.edited) + 3, 7)
+    memory.select(torch.cat([classes.edited, picked]).sort().values)
+    memory.join(0, ("cond",), *fresh)
+    memory.select(classes.edited)
+    key, _ = memory.join(0, ("cond",), *rows(len(classes.edited), 8))
+    where = torch.cat([classes.edited, picked]).sort().values
+    position = torch.searchsorted(where, picked)
+    assert torch.equal(key[:, torch.searchsorted(classes.context, picked)], fresh[0][:, position])
+
+
+@pytest.mark.parametrize("tier", LADDER[:-1], ids=str)
+def test_bytes_are_counted_and_predicted(classes, tier):
+    memory = filled(classes, tier)
+    predicted = tier.bytes(len(classes.context), HEADS * WIDTH, LAYERS, 2, 4)
+    assert memory.bytes == memory.peak_bytes == predicted > 0
+    memory.clear()
+    assert memory.bytes == 0 and not memory.has(("cond",))
+
+
+def test_fp8_stays_close(classes):
+    memory = filled(classes, MemoryTier(fp8=True))
+    memory.select(classes.edited)
+    key, _ = memory.join(2, ("cond",), *rows(len(classes.edited), 5))
+    stored = rows(72, 2)[0][:, classes.context]
+    error = (key[:, : len(classes.context)] - stored).norm() / stored.norm()
+    assert 0 < error < 0.04
+
+
+def test_shared_memory_serves_the_second_stream_from_the_first(classes):
+    memory = filled(classes, MemoryTier(shared=True))
+    memory.select(classes.edited)
+    fresh = rows(len(classes.edited), 5)
+    first, second = (memory.join(0, (name,), *fresh)[0] for name in ("cond", "uncond"))
+    assert torch.equal(first, second)
+
+
+def test_batched_streams_equal_separate_ones(classes):
+    memory = filled(classes, MemoryTier())
+    memory.select(classes.edited)
+    a, b = rows(len(classes.edited), 5), rows(len(classes.edited), 6)
+    apart = torch.cat([memory.join(0, ("cond",), *a)[0], memory.join(0, ("uncond",), *b)[0]])
+    together, _ = memory.join(0, ("cond", "uncond"), torch.cat([a[0], b[0]]), torch.cat([a[1], b[1]]))
+    assert torch.equal(apart, together)
+
+
+def test_offload_on_a_host_without_cuda_is_plain_memory(classes):
+    memory = filled(classes, MemoryTier(offload=True))
+    memory.select(classes.edited)
+    fresh = rows(len(classes.edited), 5)
+    plain = filled(classes, MemoryTier())
+    plain.select(classes.edited)
+    assert torch.equal(memory.join(0, ("cond",), *fresh)[0], plain.join(0, ("cond",), *fresh)[0])
+
+
+def test_thinned_memory_weighs_its_keys(classes):
+    memory = filled(classes, MemoryTier(0.25))
+    memory.select(classes.edited)
+    weights = memory.log_weights().exp()
+    assert weights.sum().item() == pytest.approx(72, rel=1e-5)
+
+
+def test_no_memory_passes_fresh_rows_through():
+    memory = ContextMemory(RememberedContext(torch.zeros(0, dtype=torch.long), torch.zeros(0)), 72, NO_MEMORY)
+    key, value = rows(9, 1)
+    memory.capture(0, ("cond",), key, value)
+    assert memory.join(0, ("cond",), key, value) == (key, value)
+    assert memory.bytes == 0
