@@ -1,0 +1,125 @@
+import json
+from itertools import product
+
+import numpy as np
+import pytest
+
+from hetcache_core.costs import Costs, ModelShape
+from hetcache_core.plan import Plan, Rules, _ErrorModel, plan
+from hetcache_core.policy import CachePolicy
+from hetcache_core.profile import ErrorProfile
+
+WAN = ErrorProfile.load("wan")
+
+
+def sigmas(steps, shift=5.0):
+    s = np.linspace(1, 0, steps + 1)
+    return shift * s / (1 + (shift - 1) * s)
+
+
+def rules(**changes):
+    return Rules(**{"warmup": 2, "cooldown": 2, "max_reuse": 4, "refresh": 10, **changes})
+
+
+def planned(steps=30, speed=3.0, partial=0.22, **changes):
+    return plan(sigmas(steps), Costs(partial), speed, rules(**changes), WAN)
+
+
+def test_speed_one_is_all_full():
+    assert planned(speed=1.0).decisions == "F" * 30
+
+
+@pytest.mark.parametrize("steps", [12, 20, 30, 50])
+@pytest.mark.parametrize("speed", [1.5, 2.0, 3.0])
+def test_plans_reach_the_speed_and_obey_the_rules(steps, speed):
+    result = planned(steps, speed)
+    done = result.decisions
+    if not result.note:
+        assert speed * 0.99 <= result.predicted_speed <= speed * 1.12
+    assert len(done) == steps and done[:2] == "FF" and done[-2:] == "FF"
+    assert "RRRRR" not in done
+    assert max(len(run) for run in done.split("F")) < 10
+    price = {"F": 1.0, "P": 0.22, "R": Costs(0.22).reuse}
+    assert result.predicted_speed == pytest.approx(steps / sum(price[d] for d in done))
+
+
+def test_error_grows_with_speed():
+    errors = [planned(speed=s).predicted_error for s in (1.0, 1.5, 2.0, 3.0, 4.0)]
+    assert errors == sorted(errors) and errors[0] == 0
+
+
+def test_out_of_reach_says_why_and_gives_the_fastest():
+    result = planned(speed=8.0)
+    assert "out of reach" in result.note and "smaller mask" in result.note
+    assert 3.5 < result.predicted_speed < 8.0
+
+
+def test_forbidden_kinds_do_not_occur():
+    assert "R" not in planned(max_reuse=0).decisions
+    assert "P" not in planned(partials=False).decisions
+    assert set(planned(max_reuse=0, partials=False).decisions) == {"F"}
+
+
+def test_few_steps_use_partials_alone():
+    policy = CachePolicy.preset("few-step")
+    result = plan(sigmas(6), Costs(0.2), 2.0, Rules.of(policy, WAN, 6), WAN)
+    assert result.decisions[0] == "F" and set(result.decisions) == {"F", "P"}
+    assert result.predicted_speed >= 2.0
+
+
+def test_short_schedules_are_full_with_a_note():
+    assert planned(steps=4).decisions == "FFFF" and "warm-up" in planned(steps=4).note
+    assert Plan.full(0).decisions == ""
+
+
+def test_planner_is_near_the_best_of_all_sequences():
+    levels = sigmas(9)
+    model = _ErrorModel(levels, WAN, Costs(0.25), rules(warmup=1, cooldown=1))
+    budget = 9 / 2.0
+    every = ("F" + "".join(middle) + "F" for middle in product("FPR", repeat=7))
+    best = min(model.error(s) for s in every if model.cost(s) <= budget)
+    found = plan(levels, Costs(0.25), 2.0, rules(warmup=1, cooldown=1), WAN).predicted_error
+    assert best <= found <= 1.15 * best
+
+
+def test_beyond_the_plan_everything_is_full():
+    assert planned()[30] == "F" and planned()[-1] == "F"
+
+
+def test_costs_follow_the_arithmetic_of_the_published_sizes():
+    small = ModelShape(dim=1536, layers=30, ffn=8960, vace_layers=15)
+    assert small.flops(14040, 14040) == pytest.approx(110.4e12, rel=0.01)
+    assert small.flops(32760, 32760) == pytest.approx(426.9e12, rel=0.01)
+    large = ModelShape(dim=5120, layers=40, ffn=13824, vace_layers=8)
+    assert large.flops(32760, 32760) == pytest.approx(2029.4e12, rel=0.01)
+    assert Costs.of(large, 32760, 32760, 32760, 0.0).partial == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("bad", [{"warmup": 0}, {"cooldown": -1}, {"max_reuse": -1}, {"refresh": 0}])
+def test_impossible_rules_are_refused(bad):
+    with pytest.raises(ValueError, match="impossible"):
+        rules(**bad)
+
+
+def test_profiles_load_by_name_and_file_and_say_what_is_wrong(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(WAN.to_json())
+    assert ErrorProfile.load(str(path)) == WAN
+    with pytest.raises(ValueError, match="neither shipped nor a file"):
+        ErrorProfile.load("no-such-model")
+    values = json.loads(WAN.to_json())
+    with pytest.raises(ValueError, match="second"):
+        ErrorProfile(**{**values, "second": [1.0, float("nan")]})
+    path.write_text('{"name": "x"}')
+    with pytest.raises(ValueError, match="not an error profile"):
+        ErrorProfile.load(str(path))
+
+
+def test_profile_differences_scale_with_the_number_of_steps():
+    assert WAN.at("first", 25).sum() == pytest.approx(2 * 25 / 50 * WAN.at("first", 50).sum(), rel=0.1)
+    assert WAN.at("second", 25)[10] == pytest.approx(4 * WAN.at("second", 50)[20], rel=0.1)
+
+
+def test_models_find_their_profile():
+    assert ErrorProfile.for_model(ModelShape(256, 6, 768, 3)).name == "nano"
+    assert ErrorProfile.for_model(ModelShape(1536, 30, 8960, 15)).name == "wan"
