@@ -1,0 +1,213 @@
+import json
+import re
+
+import pytest
+import torch
+
+from hetcache_core import CachePolicy, Engine, RunSetup
+from hetcache_core.costs import ModelShape
+from hetcache_core.engine import choose_tier
+from hetcache_core.memory import NO_MEMORY
+from hetcache_core.packing import pack
+from hetcache_core.tokens import TokenGrid, classify
+
+T, H, W, STEPS = 3, 16, 16, 20
+SHAPE = ModelShape(dim=256, layers=4, ffn=512, vace_layers=2, text_tokens=8)
+LAYERS = SHAPE.attention_layers
+
+
+def mask_classes(share=0.2):
+    touched = torch.zeros(T, H // 2, W // 2, dtype=torch.bool)
+    touched.view(-1)[: round(share * touched.numel())] = True
+    return classify(touched)
+
+
+def setup(classes=None, steps=STEPS, **changes):
+    sigmas = tuple(torch.linspace(1, 0, steps + 1).tolist())
+    grid = TokenGrid(T, H // 2, W // 2)
+    values = {"grid": grid, "sigmas": sigmas, "shape": SHAPE, "classes": classes or mask_classes(), **changes}
+    return RunSetup(**values)
+
+
+class Model:
+    """A stand-in for a DiT: velocity is linear in the evaluation; every call also runs its self-attention layers."""
+
+    def __init__(self, engine):
+        self.engine, self.calls, self.spoil = engine, [], None
+        self.slope = torch.randn(1, 16, T, H, W, generator=torch.Generator().manual_seed(0))
+
+    def velocity(self, evaluation):
+        return self.slope * (1 + 0.1 * evaluation)
+
+    def run(self, evaluation, streams=("cond",), sample=None):
+        sample = torch.zeros(len(streams), 16, T, H, W) if sample is None else sample
+
+        def compute(selection):
+            self.calls.append((evaluation, None if selection is None else len(selection)))
+            output = self.velocity(evaluation).repeat(len(streams), 1, 1, 1, 1)
+            output = output if selection is None else pack(output, selection)
+            tokens = output[0, 0].numel() // 4
+            if self.engine.routes_attention:
+                qkv = torch.ones(len(streams), tokens, 2, 128)
+                for layer in range(LAYERS):
+                    self.engine.self_attention(layer, qkv, qkv, qkv, lambda q, k, v, bias: q)
+            return output if self.spoil is None else self.spoil(selection, output)
+
+        return self.engine.evaluate(evaluation, streams, sample, compute)
+
+
+def whole_run(policy=None, streams=(("cond",), ("uncond",)), steps=STEPS, spoil=None, **changes):
+    engine = Engine(policy or CachePolicy(speed=3.0, profile="wan", warmup=2), setup(steps=steps, **changes))
+    model = Model(engine)
+    model.spoil = spoil
+    outputs = [[model.run(e, s) for s in streams] for e in range(steps)]
+    return engine, model, outputs
+
+
+def test_all_three_decisions_happen_and_linear_predictions_come_out_exact():
+    engine, model, outputs = whole_run()
+    assert set(engine.stats.decisions) == {"F", "P", "R"}
+    for evaluation, (cond, uncond) in enumerate(outputs):
+        torch.testing.assert_close(cond, model.velocity(evaluation), rtol=1e-4, atol=1e-4)
+        assert torch.equal(cond, uncond)
+
+
+def test_reuse_runs_no_model_and_partials_run_a_constant_number_of_tokens():
+    engine, model, _ = whole_run()
+    computed = {e for e, _ in model.calls}
+    assert computed == {i for i, d in enumerate(engine.stats.decisions) if d != "R"}
+    assert {n for _, n in model.calls if n} == {engine.stats.selected_tokens}
+
+
+@pytest.mark.parametrize("streams", [(("cond",), ("uncond",)), (("uncond",), ("cond",)), (("a", "b"),), (("only",),)])
+def test_one_decision_per_evaluation_whatever_the_streams(streams):
+    engine, _, _ = whole_run(streams=streams)
+    reference, _, _ = whole_run()
+    assert engine.stats.decisions == reference.stats.decisions
+
+
+def test_everything_is_freed_at_the_end_and_on_close():
+    engine, _, _ = whole_run()
+    assert engine.memory.bytes == 0 and not engine._forecasts
+    assert engine.stats.peak_context_bytes > 0
+    engine.close()
+
+
+def test_memory_held_is_what_was_planned_and_within_the_budget():
+    engine, _, _ = whole_run()
+    assert engine.stats.peak_context_bytes == engine.stats.planned_context_bytes
+    assert engine.stats.peak_context_bytes <= engine.policy.memory_budget_mb * 2**20
+
+
+@pytest.mark.parametrize("budget", [0, 0.1, 0.5, 1, 2, 64])
+def test_tiers_fit_their_budget(budget):
+    policy = CachePolicy(memory_budget_mb=budget)
+    tier, known = choose_tier(policy, setup()), setup()
+    held = tier.bytes(len(known.classes.context), SHAPE.dim, LAYERS, 2, 4)
+    assert held <= budget * 2**20
+    assert (tier == NO_MEMORY) == (held == 0)
+    assert held > 0 or budget == 0
+
+
+@pytest.mark.parametrize(
+    ("policy", "changes", "reason"),
+    [
+        (CachePolicy(method="off"), {}, "the method is off"),
+        (CachePolicy(speed=1.0), {}, "exact"),
+        (CachePolicy(), {"classes": mask_classes(0.0)}, "the mask is empty"),
+        (CachePolicy(), {"classes": mask_classes(0.95)}, "95%|94%|96%"),
+        (CachePolicy(), {"reason": "no mask here"}, "no mask here"),
+        (CachePolicy(), {"steps": 1}, "fewer than two"),
+    ],
+)
+def test_full_compute_says_why(policy, changes, reason):
+    engine, model, outputs = whole_run(policy, **{"steps": 4, **changes})
+    assert set(engine.stats.decisions) == {"F"}
+    assert re.search(reason, engine.stats.summary())
+    assert torch.equal(outputs[-1][0], model.velocity(len(outputs) - 1))
+
+
+def test_a_stream_that_appears_midway_is_computed_in_full():
+    engine = Engine(CachePolicy(speed=3.0), setup())
+    model = Model(engine)
+    for evaluation in range(STEPS):
+        model.run(evaluation, ("cond",))
+        if evaluation >= 9:
+            late = model.run(evaluation, ("late",))
+            if evaluation == 9:
+                assert torch.equal(late, model.velocity(evaluation))
+    assert "a stream not seen before" in {r.reason for r in engine.stats.records}
+
+
+def poisoned(selection, output):
+    return output if selection is None else output * float("nan")
+
+
+def failing(selection, output):
+    if selection is not None:
+        raise RuntimeError("size of tensor a must match")
+    return output
+
+
+def hungry(selection, output):
+    if selection is not None:
+        raise torch.OutOfMemoryError("out of memory")
+    return output
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"), [(poisoned, "not finite"), (failing, "failed"), (hungry, "out of memory")]
+)
+def test_a_failing_partial_falls_back_to_full_and_says_so(spoil, reason):
+    engine, model, outputs = whole_run(spoil=spoil)
+    assert "P" not in engine.stats.decisions
+    assert reason in engine.stats.summary()
+    for evaluation, (cond, _) in enumerate(outputs):
+        torch.testing.assert_close(cond, model.velocity(evaluation), rtol=1e-4, atol=1e-4)
+
+
+def test_an_error_of_the_model_itself_is_not_swallowed():
+    def broken(selection, output):
+        raise RuntimeError("the model is broken")
+
+    with pytest.raises(RuntimeError, match="the model is broken"):
+        whole_run(spoil=broken)
+
+
+def test_x0_forecasts_are_exact_where_x0_is_constant():
+    policy = CachePolicy(speed=3.0, forecast_quantity="x0", context_sampling="none")
+    engine = Engine(policy, setup())
+    model = Model(engine)
+    clean, noise = torch.randn(2, 1, 16, T, H, W, generator=torch.Generator().manual_seed(1))
+    sigmas = engine.setup.sigmas
+    for evaluation in range(STEPS):
+        sample = (1 - sigmas[evaluation]) * clean + sigmas[evaluation] * noise
+        model.velocity = lambda _: noise - clean
+        output = model.run(evaluation, ("cond",), sample)
+        torch.testing.assert_close(output, noise - clean, rtol=1e-3, atol=1e-3)
+
+
+def test_same_settings_same_bytes():
+    first, second = whole_run()[2], whole_run()[2]
+    assert all(torch.equal(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(x, y, strict=True))
+
+
+def test_online_method_decides_by_change_and_higher_thresholds_are_faster():
+    reuses = []
+    for threshold in (0.01, 0.05, 0.2):
+        policy = CachePolicy(method="hetcache", threshold=threshold, warmup=2)
+        engine, _, _ = whole_run(policy)
+        reuses.append(engine.stats.decisions.count("R"))
+        assert engine.stats.decisions.startswith("FF")
+    assert reuses == sorted(reuses) and reuses[0] < reuses[-1]
+
+
+def test_stats_speak_all_three_languages():
+    engine, _, _ = whole_run()
+    stats = engine.stats
+    values = json.loads(stats.to_json())
+    assert values["decisions"] == stats.decisions and len(values["evaluations"]) == STEPS
+    assert sum(e["seconds"] for e in values["evaluations"]) == pytest.approx(stats.seconds)
+    assert "full" in stats.summary() and "context memory" in stats.summary()
+    picture = stats.picture()
+    assert picture.ndim == 3 and picture.shape[2] == 3 and picture.std() > 0
