@@ -58,7 +58,4 @@ def _attend_with_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor,
 
 def split_by_weight(key: Tensor, value: Tensor, bias: Tensor) -> list[tuple[Tensor, Tensor, float]]:
     """Group keys ``[B, K, heads, head_dim]`` by equal log-weight, for :func:`attend_in_groups`."""
-    return [
-        (key[:, bias == level], value[:, bias == level], float(level))
-        for level in bias.unique(sorted=True)
-    ]
+    return [(key[:, bias == level], value[:, bias == level], float(level)) for level in bias.unique(sorted=True)]

@@ -112,7 +112,7 @@ class Engine:
         selected = len(self._edited) + self._sampler.count
         keys = len(self._edited) + len(remembered.indices) if self.memory else selected
         costs = Costs.of(shape, setup.grid.size, selected, keys, profile.overhead)
-        partials = costs.partial < 0.95
+        partials = policy.partials and costs.partial < 0.95
         rules = Rules.of(policy, profile, setup.evaluations, partials)
         planned = plan(setup.sigmas, costs, policy.speed, rules, profile)
         if policy.method == "plan":
@@ -161,7 +161,13 @@ class Engine:
             output = self._full(sample, compute)
         tokens = {FULL: self.setup.grid.size, PARTIAL: len(self._selection) if self._selection is not None else 0}
         self.stats.add(
-            evaluation, self._sigma, done, reason, tokens.get(done, 0), watch, self.memory.bytes if self.memory else 0,
+            evaluation,
+            self._sigma,
+            done,
+            reason,
+            tokens.get(done, 0),
+            watch,
+            self.memory.bytes if self.memory else 0,
             sum(f.bytes for f in self._forecasts.values()),
         )
         if evaluation >= self.setup.evaluations - 1 and set(self._forecasts) <= self._served_with(streams):
@@ -222,7 +228,10 @@ class Engine:
 
     def _full(self, sample: Tensor, compute: Compute) -> Tensor:
         if self._exact:
-            return compute(None)
+            output = compute(None)
+            if self.policy.method == "measure":
+                self.stats.measure(self.streams[0], to_patches(output))
+            return output
         capture = self.memory is not None and self.method.expects_partial(self._evaluation) and not self._partials_off
         self._mode = "capture" if capture else "idle"
         try:
@@ -338,6 +347,8 @@ def _why_full(policy: CachePolicy, setup: RunSetup) -> str:
     """Why a run must be computed in full, in plain words; empty when it need not be."""
     if policy.method == "off":
         return "the method is off"
+    if policy.method == "measure":
+        return "this run only measures how predictions change"
     if policy.exact:
         return "speed 1.0 asks for the exact output"
     if setup.reason:

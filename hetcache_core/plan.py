@@ -235,7 +235,7 @@ def _spend(model: _ErrorModel, decisions: list[str], budget: float) -> list[str]
         for i, old in enumerate(decisions):
             for new in (FULL, PARTIAL, REUSE):
                 if new != old:
-                    options.append(([*decisions[:i], new, *decisions[i + 1 :]]))
+                    options.append([*decisions[:i], new, *decisions[i + 1 :]])
             for j in range(i + 1, min(i + 4, len(decisions))):
                 if decisions[j] != old:
                     swapped = list(decisions)

@@ -9,7 +9,7 @@ from typing import Any
 
 from .context import SAMPLING
 
-METHODS = ("plan", "hetcache", "off")
+METHODS = ("plan", "hetcache", "measure", "off")
 FEW_STEPS = 8
 
 
@@ -21,12 +21,14 @@ class CachePolicy:
         speed: wanted speed-up of the denoising loop, 1.0 (exact: the stock output, byte for byte) to 8.0.
         memory_budget_mb: most megabytes (2**20 bytes) the context memory may hold; 0 remembers nothing.
         method: ``plan`` reaches ``speed`` by planning every evaluation beforehand; ``hetcache`` decides online by
-            the paper's thresholds and takes no target; ``off`` computes everything.
+            the paper's thresholds and takes no target; ``off`` computes everything, and so does ``measure``, which
+            also records how the predictions change (:meth:`hetcache_core.stats.RunStats.profile`).
 
     To tinker with (``None`` = chosen for the run):
         warmup, cooldown: full evaluations at the start and at the end.
         max_reuse: most reuse evaluations in a row. 0 forbids reuse, the default at 8 evaluations and fewer.
         refresh: most evaluations from one full evaluation to the next.
+        partials: whether partial evaluations are allowed.
         margin_space, margin_time: rings of margin tokens (16 pixels each) and margin latent frames.
         context_share: share of the context each partial evaluation computes again.
         context_sampling: which: ``none``, ``stride``, ``rotating``, ``stalest``.
@@ -52,6 +54,7 @@ class CachePolicy:
     cooldown: int | None = None
     max_reuse: int | None = None
     refresh: int | None = None
+    partials: bool = True
     margin_space: int = 0
     margin_time: int = 0
     context_share: float = 0.15
@@ -87,7 +90,7 @@ class CachePolicy:
     @property
     def exact(self) -> bool:
         """Whether this policy computes everything."""
-        return self.method == "off" or (self.method == "plan" and self.speed == 1.0)
+        return self.method in ("off", "measure") or (self.method == "plan" and self.speed == 1.0)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> CachePolicy:
@@ -143,6 +146,7 @@ _CHOICES = (
     ("memory_fp8", _YES_NO),
     ("memory_shared", _YES_NO),
     ("memory_offload", (True, False)),
+    ("partials", (True, False)),
 )
 
 PRESETS: dict[str, dict[str, Any]] = {

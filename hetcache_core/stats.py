@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Hashable
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
 
+from .costs import Costs
 from .memory import MemoryTier
 from .plan import FULL, PARTIAL, Plan
 from .policy import CachePolicy
+from .profile import ErrorProfile
+from .signals import ChangeRecorder
 from .tokens import TokenClasses, TokenGrid
 
 
@@ -68,6 +72,7 @@ class RunStats:
         self.grid = grid.shape
         self.note = ""
         self.predicted_speed = 1.0
+        self.costs = Costs(partial=1.0)
         self.planned = ""
         self.tier = ""
         self.selected_tokens = 0
@@ -75,14 +80,23 @@ class RunStats:
         self.preparation_seconds = 0.0
         self._records: dict[int, EvaluationRecord] = {}
         self._watches: list[tuple[int, Stopwatch]] = []
+        self._changes: dict[Hashable, tuple[ChangeRecorder, ChangeRecorder]] = {}
 
     def begin(self, plan: Plan, tier: MemoryTier, selected: int, note: str) -> None:
         """Note what was planned."""
-        self.planned, self.predicted_speed = plan.decisions, plan.predicted_speed
+        self.planned, self.predicted_speed, self.costs = plan.decisions, plan.predicted_speed, plan.costs
         self.tier, self.selected_tokens, self.note = str(tier), selected, note
 
     def add(
-        self, index: int, sigma: float, decision: str, reason: str, tokens: int, watch: Stopwatch, context: int, kept: int
+        self,
+        index: int,
+        sigma: float,
+        decision: str,
+        reason: str,
+        tokens: int,
+        watch: Stopwatch,
+        context: int,
+        kept: int,
     ) -> None:
         """Note one model call; calls of one evaluation add up, and the dearest decision among them names it."""
         watch.stop()
@@ -92,6 +106,39 @@ class RunStats:
         record.context_bytes = max(record.context_bytes, context)
         record.forecast_bytes = max(record.forecast_bytes, kept)
         self._watches.append((index, watch))
+
+    def measure(self, stream: Hashable, patches: torch.Tensor) -> None:
+        """Take in a prediction of a run that measures changes, patches ``[rows, C, L, 2, 2]``."""
+        if self.classes is None or not len(self.classes.context):
+            return
+        if stream not in self._changes:
+            generative = self.classes.generative.nonzero().flatten()
+            self._changes[stream] = ChangeRecorder(generative), ChangeRecorder(self.classes.context)
+        for recorder in self._changes[stream]:
+            recorder.add(patches)
+
+    def profile(self, name: str, like: ErrorProfile) -> ErrorProfile:
+        """The error profile measured by a run with ``method="measure"``, averaged over its streams.
+
+        Args:
+            name: of the model.
+            like: where staleness, spill, overhead and warm-up are taken from; one run cannot measure them.
+
+        Raises:
+            ValueError: nothing was measured: another method, no mask, or fewer than four evaluations.
+        """
+        edit, context = ([pair[i] for pair in self._changes.values()] for i in (0, 1))
+        if not edit or len(edit[0].second) < 2:
+            raise ValueError("no changes were measured; run at least 4 evaluations with method 'measure' and a mask")
+
+        def mean(recorders, field):
+            return tuple(float(v) for v in np.mean([getattr(r, field) for r in recorders], axis=0))
+
+        return replace(
+            like, name=name, steps=len(self.records), model=None, source="measured",
+            first=mean(edit, "first"), second=mean(edit, "second"),
+            context_first=mean(context, "first"), context_second=mean(context, "second"),
+        )  # fmt: skip
 
     @property
     def records(self) -> list[EvaluationRecord]:
@@ -146,7 +193,8 @@ class RunStats:
         counts = f"{done.count('F')} full, {done.count('P')} partial, {done.count('R')} reuse"
         lines = [
             f"{len(done)} evaluations, mask {self.mask_fraction:.0%}: {counts}",
-            f"speed {self.speed:.2f}x measured, {self.predicted_speed:.2f}x predicted; {self.seconds:.1f} s in the model",
+            f"speed {self.speed:.2f}x measured, {self.predicted_speed:.2f}x predicted; "
+            f"{self.seconds:.1f} s in the model",
             f"context memory {self.peak_context_bytes / 2**20:.1f} MB ({self.tier or 'none'}), "
             f"predictions {self.peak_forecast_bytes / 2**20:.1f} MB",
         ]

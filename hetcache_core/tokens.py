@@ -162,9 +162,7 @@ def vace_mask(control: Tensor) -> tuple[Tensor, int]:
     return torch.cat([mask[:references], clip]), references
 
 
-def classify(
-    touched: Tensor, margin_space: int = 0, margin_time: int = 0, reference_frames: int = 0
-) -> TokenClasses:
+def classify(touched: Tensor, margin_space: int = 0, margin_time: int = 0, reference_frames: int = 0) -> TokenClasses:
     """Split tokens into generative, margin and context.
 
     Args:
@@ -187,7 +185,9 @@ def classify(
             grown = _dilate(reached, 1, 1)
             distance[grown & ~reached] = ring
             reached = grown
-    return TokenClasses(grid, generative.flatten(), (edited & ~generative).flatten(), distance.flatten(), reference_frames)
+    return TokenClasses(
+        grid, generative.flatten(), (edited & ~generative).flatten(), distance.flatten(), reference_frames
+    )
 
 
 def _dilate(mask: Tensor, time: int, space: int) -> Tensor:

@@ -139,7 +139,10 @@ class _Hook(ModelHook):
 
     def initialize_hook(self, module):
         self._signature = inspect.signature(type(module).forward)
-        blocks = [*getattr(module, "vace_blocks", ()), *module.blocks]  # call order: all VACE blocks, then the main ones
+        blocks = [
+            *getattr(module, "vace_blocks", ()),
+            *module.blocks,
+        ]  # call order: all VACE blocks, then the main ones
         attentions = [block.attn1 for block in blocks]
         self._known_processors = all(type(a.processor) is WanAttnProcessor for a in attentions)
         if self._known_processors:
@@ -303,9 +306,7 @@ class _Processor(WanAttnProcessor):
             query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         query, key = attn.norm_q(query), attn.norm_k(key)
         query, key, value = (t.unflatten(2, (attn.heads, -1)) for t in (query, key, value))
-        query, key = (
-            apply_rotary_emb(t, tuple(f[0, :, 0] for f in rotary_emb), sequence_dim=1) for t in (query, key)
-        )
+        query, key = (apply_rotary_emb(t, tuple(f[0, :, 0] for f in rotary_emb), sequence_dim=1) for t in (query, key))
         output = engine.self_attention(self._layer, query, key, value, self._attend)
         output = output.flatten(2, 3).type_as(query)
         return attn.to_out[1](attn.to_out[0](output))

@@ -4,7 +4,7 @@ import re
 import pytest
 import torch
 
-from hetcache_core import CachePolicy, Engine, RunSetup
+from hetcache_core import CachePolicy, Engine, ErrorProfile, RunSetup
 from hetcache_core.costs import ModelShape
 from hetcache_core.engine import choose_tier
 from hetcache_core.memory import NO_MEMORY
@@ -211,3 +211,22 @@ def test_stats_speak_all_three_languages():
     assert "full" in stats.summary() and "context memory" in stats.summary()
     picture = stats.picture()
     assert picture.ndim == 3 and picture.shape[2] == 3 and picture.std() > 0
+
+
+def test_a_measuring_run_is_exact_and_gives_a_profile():
+    engine, model, outputs = whole_run(CachePolicy(method="measure"))
+    assert torch.equal(outputs[3][0], model.velocity(3))
+    profile = engine.stats.profile("mine", ErrorProfile.load("wan"))
+    assert len(profile.first) == STEPS - 1 and len(profile.second) == STEPS - 2
+    assert profile.first[0] == pytest.approx(0.1 / 1.1, rel=1e-3) and max(profile.second) < 1e-5
+    assert ErrorProfile.from_json(profile.to_json()) == profile
+
+
+def test_a_profile_needs_a_measuring_run():
+    with pytest.raises(ValueError, match="no changes were measured"):
+        whole_run()[0].stats.profile("mine", ErrorProfile.load("wan"))
+
+
+def test_without_partials_only_forecasts_remain():
+    engine, _, _ = whole_run(CachePolicy(speed=2.0, warmup=2, partials=False))
+    assert set(engine.stats.decisions) == {"F", "R"}

@@ -169,7 +169,9 @@ def test_runs_mix_decisions_and_stay_near_the_stock_result(vace, scheduler, spee
     assert relative(result, stock) < 0.05
 
 
-@pytest.mark.parametrize("kwargs", [{"named": False}, {"batched": True}, {"cfg": 1.0}, {"x": noise(2), "controls": control(2)}])
+@pytest.mark.parametrize(
+    "kwargs", [{"named": False}, {"batched": True}, {"cfg": 1.0}, {"x": noise(2), "controls": control(2)}]
+)
 def test_streams_named_unnamed_batched_single_and_batches(vace, kwargs):
     kwargs = {"controls": control(), "steps": 16, **kwargs}
     result, stats = cached(vace, CachePolicy(speed=2.0, warmup=2, profile="wan"), **kwargs)

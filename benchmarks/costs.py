@@ -1,0 +1,158 @@
+"""What a partial and a reuse evaluation cost beside their ideal, and what deciding and selecting cost.
+
+    python -m benchmarks.costs --out benchmarks/results/costs.json
+
+Random weights, real shapes of tokens: costs do not depend on what a model has learned. Ideal partial evaluation: the
+linear layers' time scaled by the share of tokens, attention's by rows times keys. Full and partial evaluations take
+turns, so that a machine whose speed drifts slows both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, WanVACETransformer3DModel
+from diffusers.models.transformers import transformer_wan
+
+from benchmarks.machine import describe
+from hetcache_core import CachePolicy
+from hetcache_core.hosts import diffusers as host
+
+SHAPES = {
+    "nano": {"num_attention_heads": 2, "num_layers": 6, "ffn_dim": 768, "vace_layers": [0, 2, 4]},
+    "wide": {"num_attention_heads": 6, "num_layers": 4, "ffn_dim": 3072, "vace_layers": [0, 2]},
+}
+GRID = (9, 44, 44)  # latent frames, height, width: 4,356 tokens
+STEPS = 13
+PLAN = "FF" + "PFR" * 3 + "FF"
+
+
+def build(name: str) -> WanVACETransformer3DModel:
+    """A Wan-VACE of this shape with small random weights."""
+    torch.manual_seed(0)
+    model = WanVACETransformer3DModel(
+        attention_head_dim=128, in_channels=16, out_channels=16, text_dim=64, vace_in_channels=96, **SHAPES[name]
+    )
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    return model.eval().requires_grad_(False)
+
+
+def control(mask: float) -> torch.Tensor:
+    """A VACE control whose static square mask covers this share of the tokens."""
+    frames, height, width = GRID
+    control = torch.randn(1, 96, *GRID)
+    control[:, 32:] = 0
+    side = [2 * round(n * mask**0.5 / 2) for n in (height, width)]
+    control[:, 32:, :, : side[0], : side[1]] = 1
+    return control
+
+
+class AttentionClock:
+    """Adds up the time self-attention spends in its kernel, by wrapping the function the processors call."""
+
+    def __enter__(self):
+        self.seconds, self._stock = 0.0, transformer_wan.dispatch_attention_fn
+
+        def timed(query, key, value, *args, **kwargs):
+            began = time.perf_counter()
+            output = self._stock(query, key, value, *args, **kwargs)
+            if key.shape[1] == query.shape[1]:
+                self.seconds += time.perf_counter() - began
+            return output
+
+        transformer_wan.dispatch_attention_fn = timed
+        return self
+
+    def __exit__(self, *_):
+        transformer_wan.dispatch_attention_fn = self._stock
+
+
+def measure(name: str, mask: float, policy: CachePolicy) -> dict:
+    """Seconds of each kind of evaluation at one mask and policy, and their ratios to the ideal."""
+    model, x, c = build(name), torch.randn(1, 16, *GRID), control(mask)
+    text, scheduler = torch.randn(1, 8, 64), FlowMatchEulerDiscreteScheduler(shift=5.0)
+    scheduler.set_timesteps(STEPS)
+    with AttentionClock() as clock:
+        began = time.perf_counter()
+        model(x, scheduler.timesteps[:1], text, None, c)
+        share = clock.seconds / (time.perf_counter() - began)
+    with host.apply(model, policy, scheduler=scheduler, streams=1) as handle:
+        deciding = []
+        for i, t in enumerate(scheduler.timesteps):
+            if i == 1:  # the plan is made at the first call; this benchmark wants turns, not the best plan
+                method = handle._hook._engine.method
+                method.plan = type(method.plan)(PLAN, 1.0, 0.0)
+            model(x, t[None], text, None, c)
+            if i and PLAN[i] == "P":
+                engine, began = handle._hook._engine, time.perf_counter()
+                engine.method.decide(i)
+                engine._select()
+                deciding.append(time.perf_counter() - began)
+        stats = handle.stats
+        engine = handle._hook._engine
+        keys = stats.selected_tokens
+        if engine.memory:
+            keys = len(engine._edited) + len(engine.memory.remembered.indices)
+    full, partial, reuse = (stats.seconds_of(d) for d in "FPR")
+    tokens = GRID[0] * GRID[1] * GRID[2] // 4
+    selected = stats.selected_tokens / tokens
+    ideal = full * ((1 - share) * selected + share * selected * keys / tokens)
+    return {
+        "shape": name,
+        "tokens": tokens,
+        "mask_fraction": stats.mask_fraction,
+        "selected": selected,
+        "keys": keys,
+        "context_memory": stats.tier,
+        "attention_share_of_full": share,
+        "seconds_full": full,
+        "seconds_partial": partial,
+        "partial_over_full": partial / full,
+        "partial_over_ideal": partial / ideal,
+        "predicted_partial_over_full": engine.stats.costs.partial,
+        "reuse_over_full": reuse / full,
+        "deciding_over_full": statistics.median(deciding) / full,
+        "planning_seconds": stats.preparation_seconds,
+    }
+
+
+POLICIES = {
+    "all context remembered": CachePolicy(speed=2.0, warmup=1, refresh=100),
+    "a quarter remembered": CachePolicy(speed=2.0, warmup=1, refresh=100, memory_share=0.25),
+    "weighted prune": CachePolicy(speed=2.0, warmup=1, refresh=100, memory_share=0.0),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--masks", type=float, nargs="+", default=(0.10, 0.20))
+    parser.add_argument("--rounds", type=int, default=3, help="the median of this many is reported")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    rows = []
+    for shape in args.shapes:
+        for mask in args.masks:
+            for name, policy in POLICIES.items():
+                rounds = [measure(shape, mask, policy) for _ in range(args.rounds)]
+                row = sorted(rounds, key=lambda r: r["partial_over_ideal"])[len(rounds) // 2]
+                rows.append({"policy": name, **row})
+                print(
+                    f"{shape:5} mask {row['mask_fraction']:.0%}  {name:22} partial {row['partial_over_full']:.3f} of full, "
+                    f"{row['partial_over_ideal']:.2f} x ideal; reuse {row['reuse_over_full']:.2%}, "
+                    f"deciding {row['deciding_over_full']:.2%}",
+                    flush=True,
+                )
+    args.out.write_text(json.dumps({"machine": describe(), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Quality at equal time on nano: every speed beside fewer steps in the same measured time and our own ablations.
+
+    python -m benchmarks.quality --clips 32 --steps 30 --cfg 4 --speeds 2 3 4 --out benchmarks/results/quality-30.json
+
+Every clip is edited in full once; all other runs start from the same seed and are compared with that edit, inside the
+mask, in the ring around it, outside, and overall. Differences between methods are paired clip by clip. A run that was
+stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.machine import describe
+from demo.metrics import compare
+from demo.models import Edit, encoded_once, load_nano
+from hetcache_core import CachePolicy
+from nano.clips import HELD_OUT, TUNING, make_clip
+
+EXACT = CachePolicy.preset("exact")
+SPLITS = {"held-out": HELD_OUT, "tuning": TUNING}
+
+
+def clips(split: str, count: int, frames: int, size: int, fraction: tuple[float, float], first: int = 0) -> Iterator:
+    """Procedural clips of a split whose share of masked tokens lies within ``fraction``."""
+    for seed in SPLITS[split][first : first + count]:
+        yield seed, make_clip(seed, frames, size, size, mask_fraction=fraction)
+
+
+def variants(policy: CachePolicy, speeds: list[float], ablations: bool) -> dict[str, CachePolicy]:
+    """Named policies: ours at every speed and, beside it, forecast alone and partial alone."""
+    runs = {}
+    for speed in speeds:
+        runs[f"speed-{speed:g}"] = replace(policy, speed=speed)
+        if ablations:
+            runs[f"forecast-{speed:g}"] = replace(policy, speed=speed, partials=False)
+            runs[f"partial-{speed:g}"] = replace(policy, speed=speed, max_reuse=0, refresh=100)
+    return runs
+
+
+def edit_clip(clip, policies: dict[str, CachePolicy], steps: int, cfg: float, seed: int) -> list[dict]:
+    """All runs of one clip, the full one first."""
+    model = load_nano(clip.prompt)
+    edit = Edit(clip.video, clip.mask, cfg, seed)
+    rows = []
+    with torch.inference_mode(), encoded_once(model.pipe):
+        edit.sample(model, 1, EXACT)  # encodes the clip and warms up
+        reference, full = edit.sample(model, steps, EXACT)
+
+        def row(name, video, stats):
+            rows.append({
+                "name": name,
+                "predicted_speed": stats.predicted_speed,
+                "speed": full.seconds / stats.seconds,
+                "seconds": stats.seconds,
+                "decisions": stats.decisions,
+                "mask_fraction": full.mask_fraction or stats.mask_fraction,
+                "peak_context_bytes": stats.peak_context_bytes,
+                "planned_context_bytes": stats.planned_context_bytes,
+                **compare(video, reference, clip.mask),
+            })  # fmt: skip
+            return rows[-1]
+
+        row("full", reference, full)
+        for name, policy in policies.items():
+            ours = row(name, *edit.sample(model, steps, policy))
+            kind, _, speed = name.partition("-")
+            if kind == "speed":
+                count = max(1, int(ours["seconds"] / (full.seconds / steps)))
+                fewer = row(f"fewer-steps-{speed}", *edit.sample(model, count, EXACT))
+                fewer["predicted_speed"] = steps / count
+    return rows
+
+
+def summarise(rows: list[dict]) -> dict[str, dict]:
+    """Per method: means over the clips and, against fewer steps at the same speed, the paired difference in dB."""
+    names = list(dict.fromkeys(r["name"] for r in rows))
+    table = {}
+    for name in names:
+        mine = {r["clip"]: r for r in rows if r["name"] == name}
+        speeds = [r["speed"] for r in mine.values()]
+        entry = {
+            "clips": len(mine),
+            "speed": statistics.median(speeds),
+            "predicted_speed": statistics.median(r["predicted_speed"] for r in mine.values()),
+            **{f"psnr_{k}": _mean(r["psnr"][k] for r in mine.values()) for k in ("mask", "ring", "outside", "all")},
+            "ssim_mask": _mean(r["ssim"]["mask"] for r in mine.values()),
+            "peak_context_mb": max(r["peak_context_bytes"] for r in mine.values()) / 2**20,
+        }
+        rival = {r["clip"]: r for r in rows if r["name"] == "fewer-steps-" + name.rpartition("-")[2]}
+        if rival and not name.startswith("fewer"):
+            gains = [mine[c]["psnr"]["mask"] - rival[c]["psnr"]["mask"] for c in mine if c in rival]
+            entry["gain_over_fewer_steps"] = _mean(gains)
+            entry["gain_spread"] = statistics.stdev(gains) if len(gains) > 1 else 0.0
+        table[name] = entry
+    return table
+
+
+def _mean(values) -> float:
+    finite = [v for v in values if np.isfinite(v)]
+    return float(np.mean(finite)) if finite else float("inf")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--clips", type=int, default=32)
+    parser.add_argument("--first", type=int, default=0, help="index of the first clip within the split")
+    parser.add_argument("--split", choices=SPLITS, default="held-out")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--cfg", type=float, default=4.0)
+    parser.add_argument("--frames", type=int, default=17)
+    parser.add_argument("--size", type=int, default=192)
+    parser.add_argument("--mask", type=float, nargs=2, default=(0.15, 0.20), help="range of the masked share")
+    parser.add_argument("--speeds", type=float, nargs="+", default=(2.0, 3.0, 4.0))
+    parser.add_argument("--preset", default="balanced")
+    parser.add_argument("--policy", default="{}", help="policy fields to change, as JSON")
+    parser.add_argument("--no-ablations", action="store_true")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    policy = CachePolicy.preset(args.preset, **json.loads(args.policy))
+    settings = {k: v for k, v in vars(args).items() if k not in ("out", "clips", "first")}
+    result = {"machine": describe(), "settings": settings, "rows": []}
+    if args.out.exists():
+        before = json.loads(args.out.read_text())
+        if before["settings"] == json.loads(json.dumps(settings)):
+            result["rows"] = before["rows"]
+    done = {r["clip"] for r in result["rows"]}
+    policies = variants(policy, list(args.speeds), not args.no_ablations)
+    for seed, clip in clips(args.split, args.clips, args.frames, args.size, tuple(args.mask), args.first):
+        if seed in done:
+            continue
+        result["rows"] += [{"clip": seed, **r} for r in edit_clip(clip, policies, args.steps, args.cfg, seed)]
+        result["summary"] = summarise(result["rows"])
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        latest = {k: f"{v['speed']:.2f}x {v['psnr_mask']:.1f}dB" for k, v in result["summary"].items() if k != "full"}
+        print(f"clip {seed}: {latest}", flush=True)
+    for name, e in result["summary"].items():
+        gain = (
+            f"  {e['gain_over_fewer_steps']:+.1f} +- {e['gain_spread']:.1f} dB" if "gain_over_fewer_steps" in e else ""
+        )
+        print(
+            f"{name:16} {e['speed']:5.2f}x (predicted {e['predicted_speed']:.2f}x)  mask {e['psnr_mask']:.1f} dB{gain}"
+        )
+
+
+if __name__ == "__main__":
+    main()
