@@ -146,7 +146,8 @@ def main() -> None:
                 row = sorted(rounds, key=lambda r: r["partial_over_ideal"])[len(rounds) // 2]
                 rows.append({"policy": name, **row})
                 print(
-                    f"{shape:5} mask {row['mask_fraction']:.0%}  {name:22} partial {row['partial_over_full']:.3f} of full, "
+                    f"{shape:5} mask {row['mask_fraction']:.0%}  {name:22} "
+                    f"partial {row['partial_over_full']:.3f} of full, "
                     f"{row['partial_over_ideal']:.2f} x ideal; reuse {row['reuse_over_full']:.2%}, "
                     f"deciding {row['deciding_over_full']:.2%}",
                     flush=True,

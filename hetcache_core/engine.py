@@ -114,7 +114,10 @@ class Engine:
         costs = Costs.of(shape, setup.grid.size, selected, keys, profile.overhead)
         partials = policy.partials and costs.partial < 0.95
         rules = Rules.of(policy, profile, setup.evaluations, partials)
-        planned = plan(setup.sigmas, costs, policy.speed, rules, profile)
+        if policy.schedule:
+            planned = Plan.given(policy.schedule, setup.evaluations, costs)
+        else:
+            planned = plan(setup.sigmas, costs, policy.speed, rules, profile)
         if policy.method == "plan":
             self.method = Planned(planned)
         else:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -82,6 +83,16 @@ class Plan:
     def full(cls, evaluations: int, note: str = "") -> Plan:
         return cls(FULL * evaluations, 1.0, 0.0, note)
 
+    @classmethod
+    def given(cls, schedule: str, evaluations: int, costs: Costs) -> Plan:
+        """A schedule the user wrote, cut or filled with full evaluations to length; its error is not predicted."""
+        decisions = schedule[:evaluations].ljust(evaluations, FULL)
+        note = (
+            "" if len(schedule) == evaluations else f"the schedule has {len(schedule)} letters for {evaluations} steps"
+        )
+        price = {FULL: 1.0, PARTIAL: costs.partial, REUSE: costs.reuse}
+        return cls(decisions, evaluations / sum(price[d] for d in decisions), math.nan, note, costs)
+
     def counts(self) -> dict[str, int]:
         return {letter: self.decisions.count(letter) for letter in (FULL, PARTIAL, REUSE)}
 
@@ -99,6 +110,11 @@ def plan(sigmas, costs: Costs, speed: float, rules: Rules, profile: ErrorProfile
     Returns:
         The least predicted error at ``speed`` or, when the rules forbid that speed, the fastest plan with a note.
     """
+    return _plan(tuple(float(s) for s in sigmas), costs, float(speed), rules, profile)
+
+
+@lru_cache(maxsize=64)  # a queue of prompts, or a slider that moves to and fro, asks the same again
+def _plan(sigmas: tuple[float, ...], costs: Costs, speed: float, rules: Rules, profile: ErrorProfile) -> Plan:
     evaluations = len(sigmas) - 1
     if speed <= 1.0 or evaluations <= rules.warmup + rules.cooldown:
         note = "" if speed <= 1.0 else f"{evaluations} evaluations are no more than warm-up and cool-down; all are full"
@@ -120,9 +136,19 @@ def plan(sigmas, costs: Costs, speed: float, rules: Rules, profile: ErrorProfile
     return Plan("".join(decisions), evaluations / cost, model.error(decisions), note, costs)
 
 
+def error_terms(
+    decisions: str, sigmas, profile: ErrorProfile, costs: Costs, rules: Rules
+) -> tuple[float, float, float] | None:
+    """Predicted error of a schedule by cause: forecasts, stale context, spill of context forecasts.
+
+    For fitting a profile's ``staleness`` and ``spill``. None where the schedule breaks a rule.
+    """
+    return _ErrorModel(sigmas, profile, costs, rules).terms(decisions)
+
+
 class _ErrorModel:
     def __init__(self, sigmas, profile: ErrorProfile, costs: Costs, rules: Rules):
-        sigmas = np.asarray([float(s) for s in sigmas])
+        sigmas = np.asarray(sigmas, dtype=np.float64)
         self.n = n = len(sigmas) - 1
         self.weight = np.abs(np.diff(sigmas))
         self.second = profile.at("second", n)
@@ -143,26 +169,33 @@ class _ErrorModel:
     def partial_error(self, i: int, age):
         return self.weight[i] * (self.stale[i] * age + self.spill[i] * age * age)
 
-    def error(self, decisions) -> float:
-        """Predicted error of a sequence, infinite where it breaks a rule."""
-        total, g, h, age, rules = 0.0, 0, 1, 0, self.rules
+    def terms(self, decisions) -> tuple[float, float, float] | None:
+        """Error of a sequence by cause: forecasts, stale context, spill. None where it breaks a rule."""
+        forecast = stale = spill = 0.0
+        g, h, age, rules = 0, 1, 0, self.rules
         for i, decision in enumerate(decisions):
             g, age = g + 1, age + 1
             if decision == FULL:
                 g, h, age = 0, g, 0
                 continue
             if self.forced_full(i) or age >= rules.refresh:
-                return math.inf
+                return None
+            spill += self.weight[i] * self.spill[i] * age * age
             if decision == PARTIAL:
                 if not rules.partials:
-                    return math.inf
-                total += self.partial_error(i, age)
+                    return None
+                stale += self.weight[i] * self.stale[i] * age
                 g, h = 0, g
             else:
                 if g > rules.max_reuse:
-                    return math.inf
-                total += self.reuse_error(i, g, h, age)
-        return total
+                    return None
+                forecast += self.weight[i] * self.second[i] * g * (g + h) / 2
+        return forecast, stale, spill
+
+    def error(self, decisions) -> float:
+        """Predicted error of a sequence, infinite where it breaks a rule."""
+        terms = self.terms(decisions)
+        return math.inf if terms is None else sum(terms)
 
     def best(self, price: float) -> list[str]:
         """Sequence of least ``error + price * cost``, by dynamic programming over (g, h, age)."""

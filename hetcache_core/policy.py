@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,8 @@ class CachePolicy:
         warmup, cooldown: full evaluations at the start and at the end.
         max_reuse: most reuse evaluations in a row. 0 forbids reuse, the default at 8 evaluations and fewer.
         refresh: most evaluations from one full evaluation to the next.
+        schedule: the decisions themselves, a letter an evaluation (``FFRPRF``: full, reuse, partial), instead of a
+            plan; evaluations beyond it are full.
         partials: whether partial evaluations are allowed.
         margin_space, margin_time: rings of margin tokens (16 pixels each) and margin latent frames.
         context_share: share of the context each partial evaluation computes again.
@@ -54,6 +57,7 @@ class CachePolicy:
     cooldown: int | None = None
     max_reuse: int | None = None
     refresh: int | None = None
+    schedule: str = ""
     partials: bool = True
     margin_space: int = 0
     margin_time: int = 0
@@ -87,10 +91,13 @@ class CachePolicy:
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
 
+        if not re.fullmatch("(F[FPR]*)?", self.schedule):
+            raise ValueError(f"schedule must start with F and hold only F, P and R, got {self.schedule!r}")
+
     @property
     def exact(self) -> bool:
         """Whether this policy computes everything."""
-        return self.method in ("off", "measure") or (self.method == "plan" and self.speed == 1.0)
+        return self.method in ("off", "measure") or (self.method == "plan" and self.speed == 1.0 and not self.schedule)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> CachePolicy:

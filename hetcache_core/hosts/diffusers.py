@@ -15,27 +15,24 @@ through torch's forward hooks; no class or module is replaced.
 from __future__ import annotations
 
 import inspect
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
-from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor, WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
 from torch import Tensor
 
-from ..attention import attend_in_groups, split_by_weight
-from ..costs import ModelShape
-from ..engine import Engine, RunSetup
-from ..packing import gather_rows, pack, pack_timesteps
+from ..engine import Engine
+from ..packing import pack, pack_timesteps
 from ..policy import CachePolicy
 from ..stats import RunStats
-from ..tokens import TokenClasses, TokenGrid, classify, pool_latent_mask, pool_pixel_mask, vace_mask
+from ..tokens import TokenGrid
+from .diffusers_attention import ContextProcessor, rotary_rows
+from .diffusers_setup import read_setup
 
 HOOK = "hetcache"
 SUPPORTED = (WanVACETransformer3DModel, WanTransformer3DModel)
@@ -114,11 +111,19 @@ class Handle:
         self.remove()
 
 
-class _NoState(BaseState):
-    """diffusers hands the name of the call (cond, uncond) to a hook's state managers; state itself is the engine's."""
+class _CallName(StateManager):
+    """Where diffusers puts the name of the call (cond, uncond); the state itself is the engine's."""
 
-    def reset(self) -> None:
-        pass
+    def __init__(self):
+        super().__init__(BaseState)
+        self.name: str | None = None
+
+    def set_context(self, context: Any) -> None:
+        """Take a context: its bare name in older versions, an object with a name in newer ones, None at its end."""
+        self.name = getattr(context, "name", context)
+
+    def reset(self, *args: object, **kwargs: object) -> None:
+        self.name = None
 
 
 class _Hook(ModelHook):
@@ -127,7 +132,7 @@ class _Hook(ModelHook):
     def __init__(self, policy: CachePolicy, mask: Tensor | None, scheduler: Any, streams: int):
         super().__init__()
         self.policy, self.mask, self.scheduler, self.streams = policy, mask, scheduler, streams
-        self.contexts = StateManager(_NoState)
+        self.call_name = _CallName()
         self.stats: RunStats | None = None
         self._engine: Engine | None = None
         self._key: tuple = ()
@@ -139,16 +144,14 @@ class _Hook(ModelHook):
 
     def initialize_hook(self, module):
         self._signature = inspect.signature(type(module).forward)
-        blocks = [
-            *getattr(module, "vace_blocks", ()),
-            *module.blocks,
-        ]  # call order: all VACE blocks, then the main ones
+        # in call order: all VACE blocks, then the main ones
+        blocks = [*getattr(module, "vace_blocks", ()), *module.blocks]
         attentions = [block.attn1 for block in blocks]
         self._known_processors = all(type(a.processor) is WanAttnProcessor for a in attentions)
         if self._known_processors:
             for layer, attention in enumerate(attentions):
                 self._processors.append((attention, attention.processor))
-                attention.set_processor(_Processor(self, layer, attention.processor))
+                attention.set_processor(ContextProcessor(lambda: self._engine, layer, attention.processor))
         return module
 
     def deinitalize_hook(self, module):
@@ -178,13 +181,23 @@ class _Hook(ModelHook):
         stream, evaluation = self._locate(call["timestep"])
         key = (tuple(sample.shape), sample.dtype, sample.device)
         if self._engine is None or key != self._key:
-            self._engine, self._key = Engine(self.policy, self._setup(module, call)), key
-            self.stats = self._engine.stats
-        engine = self._engine
-        compute = partial(self._compute, module, call)
-        with torch.no_grad():
-            output = engine.evaluate(evaluation, (stream,), sample, compute)
+            self._begin(module, call, key)
+        try:
+            with torch.no_grad():
+                output = self._engine.evaluate(evaluation, (stream,), sample, partial(self._compute, module, call))
+        except BaseException:
+            self.reset_state(module)
+            raise
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
+
+    def _begin(self, module, call: dict, key: tuple) -> None:
+        if self._engine is not None:
+            self._engine.close()
+        setup = read_setup(
+            module, call, self.policy, self.scheduler, self.mask, self.streams, memory_works=self._known_processors
+        )
+        self._engine, self._key = Engine(self.policy, setup), key
+        self.stats = self._engine.stats
 
     def _compute(self, module, call: dict, selection: Tensor | None) -> Tensor:
         forward = self.fn_ref.original_forward
@@ -196,17 +209,14 @@ class _Hook(ModelHook):
         if call.get("control_hidden_states") is not None:
             packed["control_hidden_states"] = pack(call["control_hidden_states"], selection)
         packed["timestep"] = pack_timesteps(call["timestep"], selection, grid.height * grid.width, grid.size)
-        with _rotary_rows(module.rope, sample, selection):
+        with rotary_rows(module.rope, sample, selection):
             return forward(**packed)[0]
 
     def _locate(self, timestep: Tensor) -> tuple[str, int]:
         """Name of the call's stream and index of its evaluation; a new run is begun where the schedule starts over."""
         now = float(timestep.flatten()[0] if timestep.ndim < 2 else timestep.max())
         index, then = self._position
-        try:
-            name = self.contexts.context.name
-        except ValueError:  # a pipeline that does not name its calls: told apart by their order
-            name = None
+        name = self.call_name.name  # a pipeline that does not name its calls has them told apart by their order
         if then != now or (name or "") in self._served:
             following = self._find(now, index)
             if following <= index:
@@ -223,117 +233,3 @@ class _Hook(ModelHook):
         hits = ((timesteps.float().cpu() - now).abs() < 0.5).nonzero().flatten().tolist()
         later = [i for i in hits if i > index]
         return later[0] if later else hits[0] if hits else index + 1
-
-    # ---- what is known at the start of a run
-
-    def _setup(self, module, call: dict) -> RunSetup:
-        sample = call["hidden_states"]
-        config = module.config
-        shape = ModelShape(
-            config.num_attention_heads * config.attention_head_dim,
-            config.num_layers,
-            config.ffn_dim,
-            len(getattr(module, "vace_blocks", ())),
-            call["encoder_hidden_states"].shape[1],
-        )
-        classes, reason = self._classes(call)
-        sigmas = self._sigmas()
-        if not reason and not sigmas:
-            reason = "the schedule is unknown; give apply(..., scheduler=pipe.scheduler)"
-        return RunSetup(
-            grid=TokenGrid.of_latent(sample),
-            sigmas=sigmas,
-            shape=shape,
-            classes=classes,
-            reason=reason,
-            itemsize=sample.element_size(),
-            streams=self.streams * sample.shape[0],
-            stochastic=_stochastic(self.scheduler),
-            memory_works=self._known_processors,
-        )
-
-    def _sigmas(self) -> tuple[float, ...]:
-        sigmas, timesteps = (getattr(self.scheduler, name, None) for name in ("sigmas", "timesteps"))
-        if sigmas is None or timesteps is None or len(sigmas) < len(timesteps):
-            return ()
-        return tuple(float(s) for s in [*sigmas[: len(timesteps)], 0.0])
-
-    def _classes(self, call: dict) -> tuple[TokenClasses | None, str]:
-        sample, control = call["hidden_states"], call.get("control_hidden_states")
-        if sample.shape[-1] % 2 or sample.shape[-2] % 2:
-            return None, f"the latent's size {tuple(sample.shape[-2:])} is odd; use a clip size that 16 divides"
-        grid = TokenGrid.of_latent(sample)
-        found, references = vace_mask(control) if control is not None else (None, 0)
-        try:
-            if self.mask is None and found is None:
-                return None, "there is no mask: give apply(..., mask=...), or use a VACE model"
-            if self.mask is None:
-                touched = pool_latent_mask(found, grid, self.policy.mask_threshold)
-            else:
-                touched = self._given_mask(sample, grid, references)
-        except ValueError as error:
-            return None, str(error)
-        policy = self.policy
-        return classify(touched, policy.margin_space, policy.margin_time, references), ""
-
-    def _given_mask(self, sample: Tensor, grid: TokenGrid, references: int) -> Tensor:
-        mask = self.mask.to(sample.device)
-        clip = TokenGrid(grid.frames - references, grid.height, grid.width)
-        latent = tuple(mask.shape) == (clip.frames, *sample.shape[-2:])
-        pool = pool_latent_mask if latent else pool_pixel_mask
-        touched = pool(mask, clip, self.policy.mask_threshold)
-        return torch.cat([touched.new_zeros(references, clip.height, clip.width), touched])
-
-
-class _Processor(WanAttnProcessor):
-    """Stock self-attention, except while the engine captures or joins context.
-
-    Those calls repeat the stock arithmetic step by step up to the attention itself; a test holds them to equal bytes.
-    """
-
-    def __init__(self, hook: _Hook, layer: int, stock: WanAttnProcessor):
-        super().__init__()
-        self._hook, self._layer, self._stock = hook, layer, stock
-        self._attention_backend, self._parallel_config = stock._attention_backend, stock._parallel_config
-
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
-        engine = self._hook._engine
-        if engine is None or not engine.routes_attention:
-            return self._stock(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
-        if attn.fused_projections:
-            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
-        else:
-            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-        query, key = attn.norm_q(query), attn.norm_k(key)
-        query, key, value = (t.unflatten(2, (attn.heads, -1)) for t in (query, key, value))
-        query, key = (apply_rotary_emb(t, tuple(f[0, :, 0] for f in rotary_emb), sequence_dim=1) for t in (query, key))
-        output = engine.self_attention(self._layer, query, key, value, self._attend)
-        output = output.flatten(2, 3).type_as(query)
-        return attn.to_out[1](attn.to_out[0](output))
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-        if bias is not None and self._attention_backend is not None:  # most kernels take no mask
-            return attend_in_groups(query, split_by_weight(key, value, bias))
-        mask = None if bias is None else bias.to(query.dtype).expand(1, 1, query.shape[1], -1)
-        return dispatch_attention_fn(
-            query, key, value, attn_mask=mask, backend=self._attention_backend, parallel_config=self._parallel_config
-        )
-
-
-@contextmanager
-def _rotary_rows(rope: torch.nn.Module, sample: Tensor, selection: Tensor):
-    """While open, the rotary module answers for the whole clip and hands out the selected rows."""
-    whole = rope.register_forward_pre_hook(lambda module, args: (sample, *args[1:]))
-    rows = rope.register_forward_hook(
-        lambda module, args, output: tuple(gather_rows(table, selection) for table in output)
-    )
-    try:
-        yield
-    finally:
-        whole.remove()
-        rows.remove()
-
-
-def _stochastic(scheduler: Any) -> bool:
-    config = getattr(scheduler, "config", {})
-    return "sde" in str(config.get("algorithm_type", "")) or bool(config.get("stochastic_sampling", False))

@@ -230,3 +230,9 @@ def test_a_profile_needs_a_measuring_run():
 def test_without_partials_only_forecasts_remain():
     engine, _, _ = whole_run(CachePolicy(speed=2.0, warmup=2, partials=False))
     assert set(engine.stats.decisions) == {"F", "R"}
+
+
+def test_a_schedule_is_followed_and_filled_up():
+    engine, _, _ = whole_run(CachePolicy(schedule="FFRPR"))
+    assert engine.stats.decisions == "FFRPR" + "F" * (STEPS - 5)
+    assert "5 letters for 20 steps" in engine.stats.summary()

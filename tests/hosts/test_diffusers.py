@@ -116,7 +116,7 @@ def test_capturing_context_changes_no_byte(vace):
 def test_packed_with_all_tokens_equals_stock(vace, order):
     x, c, t, text = noise(), control(), torch.tensor([700.0]), prompts()[0]
     stock = vace(x, t, text, None, c, return_dict=False)[0]
-    with host._rotary_rows(vace.rope, x, order):
+    with host.rotary_rows(vace.rope, x, order):
         packed = vace(pack(x, order), t, text, None, pack(c, order), return_dict=False)[0]
     rows = to_patches(stock)[:, :, order]
     if torch.equal(order, torch.arange(TOKENS)):
@@ -129,7 +129,7 @@ def test_packed_per_token_timesteps(plain):
     x, text = noise(), prompts()[0]
     t = torch.tensor([0.0, 400.0, 400.0]).repeat_interleave(TOKENS // T)[None]
     stock = plain(x, t, text, return_dict=False)[0]
-    with host._rotary_rows(plain.rope, x, order):
+    with host.rotary_rows(plain.rope, x, order):
         packed = plain(pack(x, order), pack_timesteps(t, order, TOKENS // T, TOKENS), text, return_dict=False)[0]
     assert relative(unpack(packed), to_patches(stock)[:, :, order]) < 1e-5
 

@@ -1,0 +1,83 @@
+"""Edits of procedural clips by nano that end in latents: all that tuning and calibrating need."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import nano
+from hetcache_core import CachePolicy
+from hetcache_core.hosts import diffusers as host
+from hetcache_core.packing import to_patches
+from hetcache_core.stats import RunStats
+from nano import text
+from nano.clips import Clip
+
+_pipeline = None
+
+
+def pipeline():
+    """The stock nano pipeline, loaded once."""
+    global _pipeline
+    if _pipeline is None:
+        _pipeline = nano.load_pipeline()
+        _pipeline.set_progress_bar_config(disable=True)
+    return _pipeline
+
+
+class LatentEdit:
+    """One clip, encoded once.
+
+    Args:
+        clip: what to edit. cfg: guidance; 1 runs one stream. seed: of the noise.
+    """
+
+    def __init__(self, clip: Clip, cfg: float, seed: int = 7):
+        self.clip, self.cfg, self.seed = clip, cfg, seed
+        self._encoded: Tensor | None = None
+
+    @torch.inference_mode()
+    def sample(self, steps: int, policy: CachePolicy) -> tuple[Tensor, RunStats]:
+        """The edited latent ``[1, 16, T, H, W]`` and the run's statistics."""
+        pipe, clip = pipeline(), self.clip
+        frames, height, width = clip.mask.shape
+        encode = pipe.prepare_video_latents
+
+        def once(*args, **kwargs):
+            if self._encoded is None:
+                self._encoded = encode(*args, **kwargs)
+            return self._encoded
+
+        pipe.prepare_video_latents = once
+        try:
+            streams = 2 if self.cfg > 1 else 1
+            with host.apply(pipe.transformer, policy, scheduler=pipe.scheduler, streams=streams) as handle:
+                latents = pipe(
+                    video=np.where(clip.mask[..., None], 0.5, clip.video / 255).astype(np.float32)[None],
+                    mask=clip.mask[None, ..., None].astype(np.float32),
+                    height=height,
+                    width=width,
+                    num_frames=frames,
+                    num_inference_steps=steps,
+                    guidance_scale=self.cfg,
+                    generator=torch.Generator().manual_seed(self.seed),
+                    prompt_embeds=text.encode(clip.prompt),
+                    negative_prompt_embeds=text.encode(""),
+                    output_type="latent",
+                ).frames
+                return latents, handle.stats
+        finally:
+            del pipe.prepare_video_latents
+
+    def sigmas(self, steps: int) -> tuple[float, ...]:
+        """The schedule of a run, ``[steps + 1]``."""
+        scheduler = pipeline().scheduler
+        scheduler.set_timesteps(steps)
+        return tuple(float(s) for s in [*scheduler.sigmas[:steps], 0.0])
+
+    @staticmethod
+    def error(result: Tensor, reference: Tensor, tokens: Tensor) -> float:
+        """RMS difference over the reference's RMS, on some tokens (bool ``[L]``)."""
+        a, b = (to_patches(x)[:, :, tokens].float() for x in (result, reference))
+        return float((a - b).square().mean().sqrt() / b.square().mean().sqrt())

@@ -1,0 +1,70 @@
+"""Self-attention of diffusers' Wan models through the engine, and rotary rows for packed calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from torch import Tensor
+
+from ..attention import attend_in_groups, split_by_weight
+from ..engine import Engine
+from ..packing import gather_rows
+
+
+class ContextProcessor(WanAttnProcessor):
+    """Stock self-attention, except while the engine captures or joins context.
+
+    Those calls repeat the stock arithmetic step by step up to the attention itself; a test holds them to equal bytes.
+
+    Args:
+        engine: gives the engine of the run under way, or None.
+        layer: index in call order.
+        stock: the processor this one stands in for.
+    """
+
+    def __init__(self, engine: Callable[[], Engine | None], layer: int, stock: WanAttnProcessor):
+        super().__init__()
+        self._engine, self._layer, self._stock = engine, layer, stock
+        self._attention_backend = stock._attention_backend
+        self._parallel_config = getattr(stock, "_parallel_config", None)
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
+        engine = self._engine()
+        if engine is None or not engine.routes_attention:
+            return self._stock(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+        if attn.fused_projections:
+            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        query, key = attn.norm_q(query), attn.norm_k(key)
+        query, key, value = (t.unflatten(2, (attn.heads, -1)) for t in (query, key, value))
+        query, key = (apply_rotary_emb(t, tuple(f[0, :, 0] for f in rotary_emb), sequence_dim=1) for t in (query, key))
+        output = engine.self_attention(self._layer, query, key, value, self._attend)
+        output = output.flatten(2, 3).type_as(query)
+        return attn.to_out[1](attn.to_out[0](output))
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        if bias is not None and self._attention_backend is not None:  # most kernels take no mask
+            return attend_in_groups(query, split_by_weight(key, value, bias))
+        mask = None if bias is None else bias.to(query.dtype).expand(1, 1, query.shape[1], -1)
+        parallel = {} if self._parallel_config is None else {"parallel_config": self._parallel_config}
+        return dispatch_attention_fn(query, key, value, attn_mask=mask, backend=self._attention_backend, **parallel)
+
+
+@contextmanager
+def rotary_rows(rope: torch.nn.Module, sample: Tensor, selection: Tensor):
+    """While open, the rotary module answers for the whole clip and hands out the selected rows."""
+    whole = rope.register_forward_pre_hook(lambda module, args: (sample, *args[1:]))
+    rows = rope.register_forward_hook(
+        lambda module, args, output: tuple(gather_rows(table, selection) for table in output)
+    )
+    try:
+        yield
+    finally:
+        whole.remove()
+        rows.remove()
