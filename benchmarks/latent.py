@@ -1,4 +1,4 @@
-"""Edits of procedural clips by nano that end in latents: all that tuning and calibrating need."""
+"""Edits of procedural clips by nano, kept as latents until they are wanted as video."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hetcache_core.hosts import diffusers as host
 from hetcache_core.packing import to_patches
 from hetcache_core.stats import RunStats
 from nano import text
+from nano import vae as nano_vae
 from nano.clips import Clip
 
 _pipeline = None
@@ -69,6 +70,15 @@ class LatentEdit:
                 return latents, handle.stats
         finally:
             del pipe.prepare_video_latents
+
+    @staticmethod
+    @torch.inference_mode()
+    def decode(latents: Tensor) -> np.ndarray:
+        """Video ``[F, H, W, 3]`` float32 from 0 to 1; in one pass, which is faster than the pipeline's and equal."""
+        vae = pipeline().vae
+        mean, std = nano_vae.latent_statistics(vae)
+        video = nano_vae.decode(vae, latents * std + mean)[0].clamp(-1, 1)
+        return (video / 2 + 0.5).permute(1, 2, 3, 0).numpy()
 
     def sigmas(self, steps: int) -> tuple[float, ...]:
         """The schedule of a run, ``[steps + 1]``."""

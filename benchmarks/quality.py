@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.latent import LatentEdit
 from benchmarks.machine import describe
 from demo.metrics import compare
-from demo.models import Edit, encoded_once, load_nano
 from hetcache_core import CachePolicy
 from nano.clips import HELD_OUT, TUNING, make_clip
 
@@ -48,35 +48,33 @@ def variants(policy: CachePolicy, speeds: list[float], ablations: bool) -> dict[
 
 def edit_clip(clip, policies: dict[str, CachePolicy], steps: int, cfg: float, seed: int) -> list[dict]:
     """All runs of one clip, the full one first."""
-    model = load_nano(clip.prompt)
-    edit = Edit(clip.video, clip.mask, cfg, seed)
-    rows = []
-    with torch.inference_mode(), encoded_once(model.pipe):
-        edit.sample(model, 1, EXACT)  # encodes the clip and warms up
-        reference, full = edit.sample(model, steps, EXACT)
+    edit, rows = LatentEdit(clip, cfg, seed), []
+    edit.sample(1, EXACT)  # encodes the clip and warms up
+    latents, full = edit.sample(steps, EXACT)
+    reference = edit.decode(latents)
 
-        def row(name, video, stats):
-            rows.append({
-                "name": name,
-                "predicted_speed": stats.predicted_speed,
-                "speed": full.seconds / stats.seconds,
-                "seconds": stats.seconds,
-                "decisions": stats.decisions,
-                "mask_fraction": full.mask_fraction or stats.mask_fraction,
-                "peak_context_bytes": stats.peak_context_bytes,
-                "planned_context_bytes": stats.planned_context_bytes,
-                **compare(video, reference, clip.mask),
-            })  # fmt: skip
-            return rows[-1]
+    def row(name, latents, stats):
+        rows.append({
+            "name": name,
+            "predicted_speed": stats.predicted_speed,
+            "speed": full.seconds / stats.seconds,
+            "seconds": stats.seconds,
+            "decisions": stats.decisions,
+            "mask_fraction": stats.mask_fraction,
+            "peak_context_bytes": stats.peak_context_bytes,
+            "planned_context_bytes": stats.planned_context_bytes,
+            **compare(edit.decode(latents), reference, clip.mask),
+        })  # fmt: skip
+        return rows[-1]
 
-        row("full", reference, full)
-        for name, policy in policies.items():
-            ours = row(name, *edit.sample(model, steps, policy))
-            kind, _, speed = name.partition("-")
-            if kind == "speed":
-                count = max(1, int(ours["seconds"] / (full.seconds / steps)))
-                fewer = row(f"fewer-steps-{speed}", *edit.sample(model, count, EXACT))
-                fewer["predicted_speed"] = steps / count
+    row("full", latents, full)
+    for name, policy in policies.items():
+        ours = row(name, *edit.sample(steps, policy))
+        kind, _, speed = name.partition("-")
+        if kind == "speed":
+            count = max(1, int(ours["seconds"] / (full.seconds / steps)))
+            fewer = row(f"fewer-steps-{speed}", *edit.sample(count, EXACT))
+            fewer["predicted_speed"] = steps / count
     return rows
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class RememberedContext:
     indices: Tensor
     weights: Tensor
 
-    @property
+    @cached_property
     def uniform(self) -> bool:
         """Whether every key stands for itself alone, so that attention needs no bias."""
         return bool((self.weights == 1).all()) if len(self.weights) else True
@@ -82,8 +83,9 @@ class ContextSampler:
         self.pool = pool
         self.mode = mode
         self.count = 0 if mode == "none" or not len(pool) else min(len(pool), max(1, round(share * len(pool))))
-        positions = torch.arange(len(pool), dtype=torch.float64)
-        self._spread = ((positions * _GOLDEN) % 1.0).to(pool.device)
+        # a low-discrepancy order: any first few of it are spread evenly over the pool
+        spread = (torch.arange(len(pool), dtype=torch.float64) * _GOLDEN) % 1.0
+        self._rank = spread.argsort().argsort().to(pool.device)
         self._picks = 0
 
     def pick(self, computed_at: Tensor) -> Tensor:
@@ -96,8 +98,7 @@ class ContextSampler:
             return self.pool[:0]
         turn, self._picks = self._picks, self._picks + 1
         if self.mode == "stalest":
-            # an even spread is the second key: spread lies in [0, 1), evaluations are whole numbers
-            order = (computed_at[self.pool].double() + self._spread).argsort()
+            order = (computed_at[self.pool] * len(self.pool) + self._rank).argsort()
             return self.pool[order[: self.count]].sort().values
         shift = 0.0 if self.mode == "stride" else (turn * _GOLDEN) % 1.0
         return self.pool[even_positions(len(self.pool), self.count, shift, self.pool.device)]

@@ -24,6 +24,7 @@ from .policy import FEW_STEPS, CachePolicy
 from .profile import ErrorProfile
 
 FULL, PARTIAL, REUSE = "F", "P", "R"
+SLACK = 1.01  # decisions come in lumps: a plan may miss its budget by this much rather than waste most of an evaluation
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def _plan(sigmas: tuple[float, ...], costs: Costs, speed: float, rules: Rules, p
     budget = evaluations / speed
     decisions, note = _cheapest_error(model, budget), ""
     cost = model.cost(decisions)
-    if cost > budget * 1.005:
+    if cost > budget * SLACK:
         reached = evaluations / cost
         note = (
             f"speed {speed:g} is out of reach, {reached:.2f} is the most: {rules.warmup} warm-up and {rules.cooldown} "
@@ -244,13 +245,13 @@ def _cheapest_error(model: _ErrorModel, budget: float) -> list[str]:
     """Least error whose cost fits, on the hull; the cheapest sequence where none fits."""
     low, high = 0.0, 1.0
     best = model.best(high)
-    while model.cost(best) > budget and high < 1e9:
+    while model.cost(best) > budget * SLACK and high < 1e9:
         low, high = high, high * 8
         best = model.best(high)
     for _ in range(40):
         middle = (low + high) / 2
         candidate = model.best(middle)
-        if model.cost(candidate) > budget:
+        if model.cost(candidate) > budget * SLACK:
             low = middle
         else:
             high, best = middle, candidate
@@ -274,7 +275,7 @@ def _spend(model: _ErrorModel, decisions: list[str], budget: float) -> list[str]
                     swapped = list(decisions)
                     swapped[i], swapped[j] = swapped[j], swapped[i]
                     options.append(swapped)
-        fitting = [(model.error(o), model.cost(o), o) for o in options if model.cost(o) <= budget * 1.002]
+        fitting = [(model.error(o), model.cost(o), o) for o in options if model.cost(o) <= budget * SLACK]
         candidate = min(fitting, default=None, key=lambda option: option[:2])
         if candidate is None or candidate[0] >= error - 1e-12:
             return decisions

@@ -1,0 +1,61 @@
+import math
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("diffusers", reason="the benchmarks need diffusers")
+
+from benchmarks import costs, quality, report
+from hetcache_core import CachePolicy
+
+README = Path(report.ROOT) / "README.md"
+
+
+def test_readme_shows_the_committed_results():
+    text = README.read_text()
+    assert report.updated(text) == text
+
+
+def row(name, clip, psnr, speed=2.0):
+    regions = ("mask", "ring", "outside", "all")
+    return {
+        "name": name, "clip": clip, "speed": speed, "predicted_speed": 2.0, "peak_context_bytes": 2**20,
+        "psnr": dict.fromkeys(regions, psnr), "ssim": dict.fromkeys(regions, 0.9),
+    }  # fmt: skip
+
+
+def test_summary_pairs_every_speed_with_fewer_steps_clip_by_clip():
+    rows = [row("full", c, math.inf, 1.0) for c in (1, 2)]
+    rows += [
+        row("speed-2", 1, 40.0),
+        row("speed-2", 2, 46.0),
+        row("fewer-steps-2", 1, 30.0),
+        row("fewer-steps-2", 2, 40.0),
+    ]
+    summary = quality.summarise(rows)
+    assert summary["speed-2"]["psnr_mask"] == 43.0
+    assert summary["speed-2"]["gain_over_fewer_steps"] == 8.0
+    assert summary["speed-2"]["gain_spread"] == pytest.approx(math.sqrt(8))
+    assert "gain_over_fewer_steps" not in summary["fewer-steps-2"]
+    table = "\n".join(
+        report.quality_table({
+            "settings": {"steps": 30, "cfg": 4.0, "size": 96, "frames": 17, "mask": [0.1, 0.2], "split": "tuning"},
+            "machine": {"device": "a machine", "threads": 2},
+            "summary": summary,
+        })
+    )  # fmt: skip
+    assert "+8.0 ± 2.8 dB" in table and "fewer steps, time of speed 2" in table
+
+
+def test_variants_are_ours_and_each_half_of_it_alone():
+    policies = quality.variants(CachePolicy(), [3.0], ablations=True)
+    assert set(policies) == {"speed-3", "forecast-3", "partial-3"}
+    assert not policies["forecast-3"].partials and policies["partial-3"].max_reuse == 0
+
+
+def test_costs_are_measured_against_the_ideal(monkeypatch):
+    monkeypatch.setattr(costs, "GRID", (3, 16, 16))
+    measured = costs.measure("nano", 0.2, CachePolicy(speed=2.0, warmup=1, refresh=100))
+    assert measured["tokens"] == 192 and measured["keys"] == 192
+    ratios = ("reuse_over_full", "partial_over_full", "partial_over_ideal", "deciding_over_full")
+    assert all(0 < measured[name] < math.inf for name in ratios)
