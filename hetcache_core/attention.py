@@ -3,38 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Attend = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, "KeyWeights | None"], Tensor]
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention on ``[B, tokens, heads, head_dim]`` tensors.
+@dataclass(frozen=True)
+class KeyWeights:
+    """How many tokens each key of a call stands for, as log-weights.
 
     Args:
-        bias: added to the logits, ``[keys]`` (log-weights), or None.
+        bias: ``[keys]``, added to the logits.
+        groups: the same by level: ``(positions, log_weight)``.
     """
+
+    bias: Tensor
+    groups: tuple[tuple[Tensor, float], ...]
+
+    @classmethod
+    def of(cls, bias: Tensor) -> KeyWeights:
+        """Group a bias by level, once for all layers of an evaluation."""
+        levels = bias.unique().tolist()
+        return cls(bias, tuple(((bias == level).nonzero().flatten(), level) for level in levels))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, weights: KeyWeights | None = None) -> Tensor:
+    """Scaled dot-product attention on ``[B, tokens, heads, head_dim]`` tensors, with weighted keys or without."""
+    if weights is not None and query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16):
+        return attend_in_groups(query, key, value, weights)  # a mask would forbid the fast kernels
     query, key, value = (t.transpose(1, 2) for t in (query, key, value))
-    mask = None if bias is None else bias.to(query.dtype).expand(1, 1, query.shape[2], -1)
+    mask = None if weights is None else weights.bias.to(query.dtype).expand(1, 1, query.shape[2], -1)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
 
 
-def attend_in_groups(query: Tensor, groups: list[tuple[Tensor, Tensor, float]]) -> Tensor:
+def attend_in_groups(query: Tensor, key: Tensor, value: Tensor, weights: KeyWeights) -> Tensor:
     """Attention over groups of keys, each group with one log-weight, merged by log-sum-exp: no mask, any kernel size.
 
     With ``o_g`` and ``l_g`` output and log-sum-exp of group g alone and ``b_g`` its log-weight, the joint output is
     ``sum_g softmax_g(l_g + b_g) o_g``: exact, because a constant added to a group's logits only shifts its ``l_g``.
 
     Args:
-        query: ``[B, N, heads, head_dim]``.
-        groups: ``(key, value, log_weight)`` with keys and values ``[B, K_g, heads, head_dim]``.
+        query: ``[B, N, heads, head_dim]``. key, value: ``[B, K, heads, head_dim]``.
+        weights: of the K keys.
     """
     outputs, totals = [], []
-    for key, value, log_weight in groups:
-        output, log_sum_exp = _attend_with_lse(query, key, value)
+    for positions, log_weight in weights.groups:
+        output, log_sum_exp = _attend_with_lse(query, key.index_select(1, positions), value.index_select(1, positions))
         outputs.append(output)
         totals.append(log_sum_exp + log_weight)
     shares = torch.stack(totals).softmax(0)  # [G, B, heads, N]
@@ -54,8 +72,3 @@ def _attend_with_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor,
         lse = logits.logsumexp(-1)
         output = (logits - lse[..., None]).exp().to(value.dtype) @ value
     return output.transpose(1, 2), lse.float()
-
-
-def split_by_weight(key: Tensor, value: Tensor, bias: Tensor) -> list[tuple[Tensor, Tensor, float]]:
-    """Group keys ``[B, K, heads, head_dim]`` by equal log-weight, for :func:`attend_in_groups`."""
-    return [(key[:, bias == level], value[:, bias == level], float(level)) for level in bias.unique(sorted=True)]

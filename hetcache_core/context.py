@@ -82,7 +82,7 @@ class ContextSampler:
             raise ValueError(f"unknown context sampling {mode!r}; choose one of {', '.join(SAMPLING)}")
         self.pool = pool
         self.mode = mode
-        self.count = 0 if mode == "none" or not len(pool) else min(len(pool), max(1, round(share * len(pool))))
+        self.count = 0 if mode == "none" else min(len(pool), round(share * len(pool)))
         # a low-discrepancy order: any first few of it are spread evenly over the pool
         spread = (torch.arange(len(pool), dtype=torch.float64) * _GOLDEN) % 1.0
         self._rank = spread.argsort().argsort().to(pool.device)
@@ -92,13 +92,13 @@ class ContextSampler:
         """Next pick, sorted ``[count]``.
 
         Args:
-            computed_at: evaluation at which each token was last computed, ``[L]``.
+            computed_at: position of the evaluation that computed each token last, ``[L]``.
         """
         if not self.count:
             return self.pool[:0]
         turn, self._picks = self._picks, self._picks + 1
         if self.mode == "stalest":
-            order = (computed_at[self.pool] * len(self.pool) + self._rank).argsort()
+            order = (computed_at[self.pool].long() * len(self.pool) + self._rank).argsort()
             return self.pool[order[: self.count]].sort().values
         shift = 0.0 if self.mode == "stride" else (turn * _GOLDEN) % 1.0
         return self.pool[even_positions(len(self.pool), self.count, shift, self.pool.device)]

@@ -1,8 +1,9 @@
 """Predictions for tokens and evaluations that are not computed.
 
-Per stream the last computed prediction of every token and its slope along the evaluation index are kept, at output
-level: two small latents. A forecast is ``last + damping * (evaluation - computed_at) * slope``; the damping is fitted
-online: whenever a token is computed, the forecast it would have got is compared with the truth.
+Per stream the last computed prediction of every token and its slope along the schedule are kept, at output level: two
+small latents. A forecast is ``last + damping * (position - computed_at) * slope``; the damping is fitted online:
+whenever a token is computed, the forecast it would have got is compared with the truth. Positions count evaluations;
+those at the same sigma (both stages of Heun) share one.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Forecast:
         self._fit_on = fit_on
         self._last: Tensor | None = None
         self._slope: Tensor | None = None
-        self._known_slopes = 0
+        self._records = 0
         self._fit = (0.0, 0.0)
         self.computed_at: Tensor | None = None
 
@@ -52,43 +53,40 @@ class Forecast:
             return 1.0
         return torch.where(norm > 0, (dot / norm.clamp_min(1e-30)).clamp(0.0, 1.0), torch.ones_like(dot))
 
-    def record(self, evaluation: int, patches: Tensor, selection: Tensor | None = None) -> None:
+    def record(self, position: float, patches: Tensor, selection: Tensor | None = None) -> None:
         """Take in what was computed.
 
         Args:
-            evaluation: index of the evaluation.
+            position: of the evaluation along the schedule.
             patches: ``[rows, C, N, 2, 2]`` in float32.
             selection: the N tokens computed (sorted indices), None for all.
         """
+        self._records += 1
         if self._last is None:
             if selection is not None:
                 raise ValueError("the first prediction of a stream must cover all tokens")
             self._last = patches.clone()
             self._slope = torch.zeros_like(patches) if self.order else None
-            self.computed_at = torch.full((patches.shape[2],), evaluation, dtype=torch.long, device=patches.device)
+            self.computed_at = torch.full((patches.shape[2],), float(position), device=patches.device)
             return
-        rows = slice(None) if selection is None else selection
-        age = (evaluation - self.computed_at[rows]).clamp_min(1)
+        every = slice(None)
+        rows = every if selection is None else selection
         if self.order:
+            age, slope = position - self.computed_at[rows], self._slope[:, :, rows]
             change = patches - self._last[:, :, rows]
-            if self._known_slopes:
-                self._observe(change, self._slope[:, :, rows], age, selection)
-            slope = change / age[:, None, None]
-            if selection is None:
-                self._slope, self._known_slopes = slope, 1
-            elif self._known_slopes:
-                self._slope.index_copy_(2, selection, slope)
-        if selection is None:
-            self._last = patches.clone()
-        else:
-            self._last.index_copy_(2, selection, patches)
-        self.computed_at[rows] = evaluation
+            if self._records > 2:
+                self._observe(change, slope, age, selection)
+            # the corrector of a two-stage sampler comes at no distance: it renews the value, not the slope
+            slope = torch.where(age[:, None, None] > 0, change / age.clamp_min(1e-6)[:, None, None], slope)
+            self._slope[:, :, rows] = slope
+        self._last[:, :, rows] = patches
+        self.computed_at[rows] = position
 
-    def predict(self, evaluation: int) -> Tensor:
-        """Forecast of every token at an evaluation, ``[rows, C, L, 2, 2]`` (a new tensor)."""
-        if not self.order or not self._known_slopes:
+    def predict(self, position: float) -> Tensor:
+        """Forecast of every token at a position of the schedule, ``[rows, C, L, 2, 2]`` (a new tensor)."""
+        if not self.order:
             return self._last.clone()
-        ahead = (evaluation - self.computed_at).to(self._last.dtype) * self.damping
+        ahead = (position - self.computed_at) * self.damping
         return torch.addcmul(self._last, self._slope, ahead[:, None, None])
 
     def _observe(self, change: Tensor, slope: Tensor, age: Tensor, selection: Tensor | None) -> None:

@@ -34,20 +34,25 @@ class MemoryTier:
     shared: bool = False
     offload: bool = False
 
-    def bytes(self, context_tokens: int, dim: int, layers: int, streams: int, itemsize: int) -> int:
+    def kept(self, context_tokens: int) -> int:
+        """Number of context tokens remembered."""
+        return min(context_tokens, round(self.share * context_tokens))
+
+    def bytes(self, context_tokens: int, dim: int, layers: int, streams: int, itemsize: int, rows: int = 1) -> int:
         """Bytes of device or host memory this tier holds.
 
         Args:
             context_tokens: context tokens of the clip.
             dim: model width (keys and values are this wide).
             layers: self-attention layers, main and VACE.
-            streams: streams with a copy of their own unless shared, batch rows counted.
+            streams: streams with a copy of their own unless shared.
             itemsize: bytes of the model's dtype.
+            rows: batch rows of a stream.
         """
-        kept = min(context_tokens, round(self.share * context_tokens))
+        kept = self.kept(context_tokens)
         copies = 1 if self.shared else streams
         scales = 2 * 4 * dim if self.fp8 and kept else 0
-        return copies * layers * (2 * kept * dim * (1 if self.fp8 else itemsize) + scales)
+        return copies * layers * (2 * rows * kept * dim * (1 if self.fp8 else itemsize) + scales)
 
     def __str__(self) -> str:
         if not self.share:
@@ -59,11 +64,9 @@ class MemoryTier:
 
 NO_MEMORY = MemoryTier(share=0.0)
 
-# Best first, by mask-region PSNR on the prototype (design page, section 2): sharing and fp8 cost under half a decibel,
-# thinning costs several.
+# Best first: float8 costs nothing that was measurable, sharing half a decibel, thinning several.
 LADDER = (
     MemoryTier(),
-    MemoryTier(shared=True),
     MemoryTier(fp8=True),
     MemoryTier(fp8=True, shared=True),
     MemoryTier(0.5, fp8=True, shared=True),
@@ -93,11 +96,13 @@ class ContextMemory:
     Args:
         remembered: the tokens kept and their weights.
         tokens: token count of the full grid.
+        layers: self-attention layers of the model.
         tier: dtype, sharing and place.
     """
 
     remembered: RememberedContext
     tokens: int
+    layers: int
     tier: MemoryTier = field(default_factory=MemoryTier)
 
     def __post_init__(self):
@@ -110,12 +115,13 @@ class ContextMemory:
 
     @property
     def bytes(self) -> int:
-        """Bytes held now."""
-        return sum(entry.bytes for entry in self._entries.values())
+        """Bytes held now, what is being fetched ahead included."""
+        ahead = sum(t.numel() * t.element_size() for key, value, _ in self._ahead.values() for t in (key, value))
+        return ahead + sum(entry.bytes for entry in self._entries.values())
 
     def has(self, streams: tuple[Hashable, ...]) -> bool:
-        """Whether every one of these streams has its context here."""
-        return bool(self._entries) and all((0, self._key(s)) in self._entries for s in streams)
+        """Whether every one of these streams has the context of every layer here."""
+        return all((layer, self._key(s)) in self._entries for s in streams for layer in range(self.layers))
 
     def clear(self) -> None:
         """Let everything go."""
@@ -219,7 +225,8 @@ class ContextMemory:
             for t in (key, value):  # allocated on the copy stream, used on this one
                 t.record_stream(torch.cuda.current_stream(like.device))
         if entry.key_scale is not None:
-            return key.to(like.dtype) * entry.key_scale, value.to(like.dtype) * entry.value_scale
+            scales = (s.to(like.dtype) for s in (entry.key_scale, entry.value_scale))
+            return tuple(t.to(like.dtype) * s for t, s in zip((key, value), scales, strict=True))
         return key, value
 
     def _fetch_ahead(self, layer: int, streams, like: Tensor) -> None:
@@ -243,12 +250,12 @@ class ContextMemory:
 
 
 def _scale(rows: Tensor) -> Tensor:
-    """Per head channel scale ``[1, 1, heads, head_dim]`` that uses float8's range with room for later renewals."""
-    return (rows.abs().amax(dim=(0, 1), keepdim=True).clamp_(min=1e-6) / 224.0).to(rows.dtype)
+    """Per head channel float32 scale ``[1, 1, heads, head_dim]`` that leaves half of float8's range for renewals."""
+    return rows.abs().amax(dim=(0, 1), keepdim=True).float().clamp_(min=1e-6) / 224.0
 
 
 def _to_fp8(rows: Tensor, scale: Tensor) -> Tensor:
-    return (rows / scale).clamp_(-448.0, 448.0).to(FP8)
+    return (rows.float() / scale).clamp_(-448.0, 448.0).to(FP8)
 
 
 def _to_host(rows: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 The predicted error of a sequence is a sum over evaluations, each weighted by its step in sigma:
 
 * reuse, g evaluations after the last computed one, which came h after the one before: a line through those two misses a
-  curve with second difference s by ``s g (g + h) / 2``;
+  curve with second difference s by ``s g (g + h) / 2`` (a held prediction misses by the first difference times g);
 * partial, G evaluations after the last full one: generative tokens see context that is G evaluations old;
 * both: the context's own forecast error, a share of which spills into the edit.
 
@@ -24,6 +24,7 @@ from .policy import FEW_STEPS, CachePolicy
 from .profile import ErrorProfile
 
 FULL, PARTIAL, REUSE = "F", "P", "R"
+MOST_IMPROVEMENTS = 30  # rounds of local search; it settles in fewer, this bounds very long schedules
 SLACK = 1.01  # decisions come in lumps: a plan may miss its budget by this much rather than waste most of an evaluation
 
 
@@ -36,6 +37,7 @@ class Rules:
         max_reuse: most reuse evaluations in a row.
         refresh: most evaluations from one full evaluation to the next.
         partials: whether partial evaluations are possible at all.
+        hold: whether predictions are held rather than extrapolated.
     """
 
     warmup: int
@@ -43,6 +45,7 @@ class Rules:
     max_reuse: int
     refresh: int
     partials: bool = True
+    hold: bool = False
 
     def __post_init__(self):
         if self.warmup < 1 or self.cooldown < 0 or self.max_reuse < 0 or self.refresh < 1:
@@ -56,7 +59,7 @@ class Rules:
         cooldown = policy.cooldown if policy.cooldown is not None else (0 if few else 2)
         max_reuse = policy.max_reuse if policy.max_reuse is not None else (0 if few else 5)
         refresh = policy.refresh or (max(evaluations, 2) if few else max(4, round(0.3 * evaluations)))
-        return cls(warmup, cooldown, max_reuse, refresh, partials)
+        return cls(warmup, cooldown, max_reuse, refresh, partials, policy.forecast_order == 0)
 
 
 @dataclass(frozen=True)
@@ -151,8 +154,8 @@ class _ErrorModel:
     def __init__(self, sigmas, profile: ErrorProfile, costs: Costs, rules: Rules):
         sigmas = np.asarray(sigmas, dtype=np.float64)
         self.n = n = len(sigmas) - 1
-        self.weight = np.abs(np.diff(sigmas))
-        self.second = profile.at("second", n)
+        self.weight = _step_weights(sigmas)
+        self.first, self.second = profile.at("first", n), profile.at("second", n)
         self.stale = profile.staleness * profile.at("context_first", n)
         self.spill = profile.spill * profile.at("context_second", n)
         self.costs, self.rules = costs, rules
@@ -164,8 +167,11 @@ class _ErrorModel:
     def forced_full(self, i: int) -> bool:
         return i < self.rules.warmup or i >= self.n - self.rules.cooldown
 
+    def forecast_error(self, i: int, g, h):
+        return self.first[i] * g if self.rules.hold else self.second[i] * g * (g + h) / 2
+
     def reuse_error(self, i: int, g, h, age):
-        return self.weight[i] * (self.second[i] * g * (g + h) / 2 + self.spill[i] * age * age)
+        return self.weight[i] * (self.forecast_error(i, g, h) + self.spill[i] * age * age)
 
     def partial_error(self, i: int, age):
         return self.weight[i] * (self.stale[i] * age + self.spill[i] * age * age)
@@ -190,7 +196,7 @@ class _ErrorModel:
             else:
                 if g > rules.max_reuse:
                     return None
-                forecast += self.weight[i] * self.second[i] * g * (g + h) / 2
+                forecast += self.weight[i] * self.forecast_error(i, g, h)
         return forecast, stale, spill
 
     def error(self, decisions) -> float:
@@ -237,6 +243,15 @@ class _ErrorModel:
         return decisions[::-1]
 
 
+def _step_weights(sigmas: np.ndarray) -> np.ndarray:
+    """Size of each evaluation's step in sigma; evaluations at one sigma (both stages of Heun) share theirs."""
+    weights = np.abs(np.diff(sigmas))
+    levels = sigmas[:-1]
+    for level in np.unique(levels):
+        weights[levels == level] = weights[levels == level].mean()
+    return weights
+
+
 def _flat(value: np.ndarray, g: int, plane: np.ndarray) -> int:
     return g * plane.size + int(plane.argmin())
 
@@ -264,7 +279,7 @@ def _spend(model: _ErrorModel, decisions: list[str], budget: float) -> list[str]
     """Improve a sequence within the budget: dearer decisions where they fit, and swaps of neighbours."""
     decisions = list(decisions)
     error, cost = model.error(decisions), model.cost(decisions)
-    while True:
+    for _ in range(MOST_IMPROVEMENTS):
         options = []
         for i, old in enumerate(decisions):
             for new in (FULL, PARTIAL, REUSE):
@@ -278,5 +293,6 @@ def _spend(model: _ErrorModel, decisions: list[str], budget: float) -> list[str]
         fitting = [(model.error(o), model.cost(o), o) for o in options if model.cost(o) <= budget * SLACK]
         candidate = min(fitting, default=None, key=lambda option: option[:2])
         if candidate is None or candidate[0] >= error - 1e-12:
-            return decisions
+            break
         error, cost, decisions = candidate
+    return decisions

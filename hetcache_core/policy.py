@@ -80,30 +80,40 @@ class CachePolicy:
     def __post_init__(self):
         for name, low, high in _RANGES:
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, (int, float)) and low <= value <= high):
+            if value is not None and not (type(value) in (int, float) and low <= value <= high):
                 raise ValueError(f"{name} must lie between {low} and {high}, got {value!r}")
+        for name in ("schedule", "profile", "name"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} must be text, got {getattr(self, name)!r}")
         for name in _WHOLE:
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            if value is not None and not isinstance(value, int):
                 raise ValueError(f"{name} must be a whole number, got {value!r}")
         for name, allowed in _CHOICES:
             value = getattr(self, name)
-            if value not in allowed:
+            if not any(value is a or (isinstance(value, str) and value == a) for a in allowed):
                 raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
 
         if not re.fullmatch("(F[FPR]*)?", self.schedule):
             raise ValueError(f"schedule must start with F and hold only F, P and R, got {self.schedule!r}")
+        if self.schedule and self.method != "plan":
+            raise ValueError(f"a schedule needs method 'plan', got {self.method!r}")
+        if "P" in self.schedule and not self.partials:
+            raise ValueError("the schedule has partial evaluations (P) but partials is off")
 
     @property
     def exact(self) -> bool:
         """Whether this policy computes everything."""
-        return self.method in ("off", "measure") or (self.method == "plan" and self.speed == 1.0 and not self.schedule)
+        return self.method in ("off", "measure") or (self.speed == 1.0 and not self.schedule)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> CachePolicy:
         """One of ``exact``, ``quality``, ``balanced``, ``fast``, ``few-step``, with fields changed at will."""
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
+        unknown = sorted(changes.keys() - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown policy fields: {', '.join(unknown)}")
         return cls(**{**PRESETS[name], "name": name, **changes})
 
     def to_json(self) -> str:

@@ -55,6 +55,8 @@ class ErrorProfile:
             if len(values) < 2 or not all(math.isfinite(v) and v >= 0 for v in values):
                 raise ValueError(f"profile field {name} needs at least two finite values of 0 or more")
             object.__setattr__(self, name, values)
+        if type(self.steps) is not int or self.steps < 2:
+            raise ValueError(f"profile field steps must be a whole number of 2 or more, got {self.steps!r}")
         if self.model is not None:
             object.__setattr__(self, "model", tuple(self.model))
         for name in ("staleness", "spill", "overhead", "warmup"):
@@ -97,5 +99,5 @@ class ErrorProfile:
         source = shipped if shipped.is_file() else Path(name_or_path)
         try:
             return cls.from_json(source.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except OSError:
             raise ValueError(f"no error profile {name_or_path!r}: neither shipped nor a file") from None

@@ -24,6 +24,7 @@ class Stopwatch:
     """Wall time of a stretch of work on a device: events on CUDA (read later, without a stall), a clock elsewhere."""
 
     def __init__(self, device: torch.device):
+        self._device = device
         self._cuda = device.type == "cuda"
         self._begin = self._mark()
         self._end = None
@@ -42,7 +43,7 @@ class Stopwatch:
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))
         return event
 
 
@@ -71,7 +72,8 @@ class RunStats:
         self.classes = classes
         self.grid = grid.shape
         self.note = ""
-        self.predicted_speed = 1.0
+        self.predicted_speed: float | None = 1.0
+        self.warnings: list[str] = []
         self.costs = Costs(partial=1.0)
         self.planned = ""
         self.tier = ""
@@ -82,10 +84,18 @@ class RunStats:
         self._watches: list[tuple[int, Stopwatch]] = []
         self._changes: dict[Hashable, tuple[ChangeRecorder, ChangeRecorder]] = {}
 
-    def begin(self, plan: Plan, tier: MemoryTier, selected: int, note: str) -> None:
-        """Note what was planned."""
-        self.planned, self.predicted_speed, self.costs = plan.decisions, plan.predicted_speed, plan.costs
+    def begin(self, plan: Plan | None, tier: MemoryTier, selected: int, note: str) -> None:
+        """Note what was planned; no plan where the method decides online."""
+        self.planned = plan.decisions if plan else ""
+        self.predicted_speed = plan.predicted_speed if plan else None
         self.tier, self.selected_tokens, self.note = str(tier), selected, note
+
+    def warn(self, text: str) -> bool:
+        """Note that something went wrong; False if that is known already."""
+        if text in self.warnings:
+            return False
+        self.warnings.append(text)
+        return True
 
     def add(
         self,
@@ -167,10 +177,22 @@ class RunStats:
         return statistics.median(times[1:] if decision == FULL and len(times) > 1 else times) if times else 0.0
 
     @property
+    def speed_is_estimated(self) -> bool:
+        """Whether the run's only full evaluation was its first, which also warms up, so that no fair one was timed."""
+        done = self.decisions
+        return PARTIAL in done and done.count(FULL) == 1
+
+    @property
     def speed(self) -> float:
-        """Measured speed-up: all evaluations at the price of this run's own full ones, over what was spent."""
-        seconds = self.seconds
-        return len(self.records) * self.seconds_of(FULL) / seconds if seconds > 0 else 1.0
+        """Measured speed-up: all evaluations at the price of this run's own full ones, over what was spent.
+
+        Where no fair full evaluation was timed, its price follows from the partial ones' and the cost model.
+        """
+        seconds, full = self.seconds, self.seconds_of(FULL)
+        if self.speed_is_estimated:
+            fair = self.seconds_of(PARTIAL) / self.costs.partial
+            seconds, full = seconds - full + min(full, fair), min(full, fair)
+        return len(self.records) * full / seconds if seconds > 0 else 1.0
 
     @property
     def mask_fraction(self) -> float:
@@ -193,14 +215,15 @@ class RunStats:
         counts = f"{done.count('F')} full, {done.count('P')} partial, {done.count('R')} reuse"
         lines = [
             f"{len(done)} evaluations, mask {self.mask_fraction:.0%}: {counts}",
-            f"speed {self.speed:.2f}x measured, {self.predicted_speed:.2f}x predicted; "
-            f"{self.seconds:.1f} s in the model",
+            f"speed {self.speed:.2f}x {'estimated' if self.speed_is_estimated else 'measured'}, "
+            + ("decided online; " if self.predicted_speed is None else f"{self.predicted_speed:.2f}x predicted; ")
+            + f"{self.seconds:.1f} s in the model",
             f"context memory {self.peak_context_bytes / 2**20:.1f} MB ({self.tier or 'none'}), "
             f"predictions {self.peak_forecast_bytes / 2**20:.1f} MB",
         ]
-        followed = self.policy.method == "plan"
-        reasons = {r.reason for r in self.records if followed and r.decision != self.planned[r.index : r.index + 1]}
-        lines += [f"note: {text}" for text in (self.note, *sorted(reasons - {self.note})) if text]
+        missed = {r.reason for r in self.records if self.planned and r.decision != self.planned[r.index : r.index + 1]}
+        notes = dict.fromkeys([self.note, *self.warnings, *sorted(missed)])
+        lines += [f"note: {text}" for text in notes if text]
         return "\n".join(lines)
 
     def to_dict(self) -> dict:
@@ -224,6 +247,7 @@ class RunStats:
             "peak_context_bytes": self.peak_context_bytes,
             "peak_forecast_bytes": self.peak_forecast_bytes,
             "note": self.note,
+            "warnings": self.warnings,
             "evaluations": [asdict(r) for r in self.records],
         }
 

@@ -26,13 +26,16 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnP
 from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
 from torch import Tensor
 
+from ..costs import ModelShape
 from ..engine import Engine
 from ..packing import pack, pack_timesteps
 from ..policy import CachePolicy
+from ..profile import ErrorProfile
+from ..setup import RunSetup
 from ..stats import RunStats
 from ..tokens import TokenGrid
 from .diffusers_attention import ContextProcessor, rotary_rows
-from .diffusers_setup import read_setup
+from .diffusers_setup import Schedule, read_setup, self_attentions
 
 HOOK = "hetcache"
 SUPPORTED = (WanVACETransformer3DModel, WanTransformer3DModel)
@@ -48,24 +51,30 @@ def apply(
     """Patch a transformer. Applying again replaces what was applied before.
 
     Args:
-        transformer: a Wan or Wan-VACE transformer, or a pipeline that has one (then its scheduler is taken too).
+        transformer: a Wan or Wan-VACE transformer, or a pipeline that has one.
         policy: what is wanted.
         mask: 1 = generate; ``[F, H, W]`` pixels or ``[T, H, W]`` latent cells. None: found in the VACE control.
-        scheduler: the pipeline's scheduler; it knows the schedule the plan is made for.
-        streams: conditionings per step the memory budget is shared by: 2 with guidance, 1 without.
+        scheduler: the pipeline's scheduler, or the pipeline itself (its scheduler may then be changed at any time);
+            it knows the schedule the plan is made for.
+        streams: calls of the model per step, which share the memory budget: 2 with guidance, 1 without.
 
     Returns:
         A handle with the statistics and :meth:`Handle.remove`; also a context manager.
 
     Raises:
-        TypeError: not a Wan transformer of diffusers.
+        TypeError: not a Wan transformer of diffusers, or a mask that is not a tensor.
+        ValueError: the policy names an error profile that cannot be read.
     """
-    if not isinstance(transformer, SUPPORTED) and isinstance(getattr(transformer, "transformer", None), SUPPORTED):
-        scheduler = scheduler or transformer.scheduler
+    if type(transformer) not in SUPPORTED and type(getattr(transformer, "transformer", None)) in SUPPORTED:
+        scheduler = transformer if scheduler is None else scheduler
         transformer = transformer.transformer
     if type(transformer) not in SUPPORTED:
         names = " and ".join(c.__name__ for c in SUPPORTED)
         raise TypeError(f"HetCache works on {names}; this is {type(transformer).__name__}")
+    if mask is not None and not isinstance(mask, Tensor):
+        raise TypeError(f"the mask must be a torch tensor, this is {type(mask).__name__}")
+    if policy.profile != "auto":
+        ErrorProfile.load(policy.profile)
     remove(transformer)
     return Handle(transformer, _Hook(policy, mask, scheduler, streams))
 
@@ -73,9 +82,13 @@ def apply(
 def remove(transformer: torch.nn.Module) -> None:
     """Undo :func:`apply`; nothing happens where it was not applied."""
     registry = getattr(transformer, "_diffusers_hook", None)
-    if registry is None or registry.get_hook(HOOK) is None:
+    hook = registry.get_hook(HOOK) if registry is not None else None
+    if hook is None:
         return
+    outer = transformer.__dict__.get("forward")
     registry.remove_hook(HOOK, recurse=False)
+    if getattr(transformer, "_old_forward", None) is hook.installed:  # accelerate wrapped us: stay out of its way
+        transformer._old_forward, transformer.forward = hook.fn_ref.original_forward, outer
     if not registry.hooks:
         del transformer._diffusers_hook
         if transformer.__dict__.get("forward") == type(transformer).forward.__get__(transformer):
@@ -88,6 +101,7 @@ class Handle:
     def __init__(self, transformer: torch.nn.Module, hook: _Hook):
         self._transformer, self._hook = transformer, hook
         HookRegistry.check_if_exists_or_initialize(transformer).register_hook(hook, HOOK)
+        hook.installed = transformer.forward
 
     @property
     def stats(self) -> RunStats:
@@ -101,8 +115,10 @@ class Handle:
         return self._hook.stats
 
     def remove(self) -> None:
-        """Restore the transformer as it was."""
-        remove(self._transformer)
+        """Restore the transformer as it was; nothing happens when another policy was applied since."""
+        registry = getattr(self._transformer, "_diffusers_hook", None)
+        if registry is not None and registry.get_hook(HOOK) is self._hook:
+            remove(self._transformer)
 
     def __enter__(self) -> Handle:
         return self
@@ -131,73 +147,86 @@ class _Hook(ModelHook):
 
     def __init__(self, policy: CachePolicy, mask: Tensor | None, scheduler: Any, streams: int):
         super().__init__()
-        self.policy, self.mask, self.scheduler, self.streams = policy, mask, scheduler, streams
+        self.policy, self.mask, self.streams = policy, mask, streams
         self.call_name = _CallName()
         self.stats: RunStats | None = None
-        self._engine: Engine | None = None
-        self._key: tuple = ()
+        self.installed = None
+        self._source = scheduler
+        self._removed = False
         self._processors: list[tuple[WanAttention, WanAttnProcessor]] = []
-        self._position = (-1, None)
-        self._served: list[str] = []
+        self.reset_state(None)
 
     # ---- life cycle
 
     def initialize_hook(self, module):
         self._signature = inspect.signature(type(module).forward)
-        # in call order: all VACE blocks, then the main ones
-        blocks = [*getattr(module, "vace_blocks", ()), *module.blocks]
-        attentions = [block.attn1 for block in blocks]
-        self._known_processors = all(type(a.processor) is WanAttnProcessor for a in attentions)
-        if self._known_processors:
-            for layer, attention in enumerate(attentions):
-                self._processors.append((attention, attention.processor))
-                attention.set_processor(ContextProcessor(lambda: self._engine, layer, attention.processor))
         return module
 
     def deinitalize_hook(self, module):
         self.reset_state(module)
-        for attention, processor in self._processors:
-            attention.set_processor(processor)
-        self._processors.clear()
+        self._removed = True
         return module
 
     def reset_state(self, module):
-        """The run is over: diffusers' pipelines call this when they end, also between two runs."""
-        if self._engine is not None:
+        """The run is over: diffusers' pipelines call this when they end, and so does everything that ends one here."""
+        if getattr(self, "_engine", None) is not None:
             self._engine.close()
-        self._engine, self._position, self._served = None, (-1, None), []
+        self._route_attention([])
+        self._engine: Engine | None = None
+        self._schedule, self._evaluation, self._timestep, self._key = Schedule(), 0, None, ()
+        self._served: list[str] = []
+        self._calls = self.streams
         return module
+
+    def _route_attention(self, attentions: list[WanAttention]) -> None:
+        """Send these layers' self-attention through the engine, and no others."""
+        for attention, stock in self._processors:
+            attention.set_processor(stock)
+        self._processors = [(attention, attention.processor) for attention in attentions]
+        for layer, (attention, stock) in enumerate(self._processors):
+            attention.set_processor(ContextProcessor(lambda: self._engine, layer, stock))
+
+    def _begin(self, module, call: dict, timestep: float) -> None:
+        self.reset_state(module)
+        sample, scheduler = call["hidden_states"], getattr(self._source, "scheduler", self._source)
+        self._key = (tuple(sample.shape), sample.dtype, sample.device)
+        self._schedule = Schedule.starting_at(timestep, scheduler, _boundary(self._source, module))
+        self._timestep = timestep
+        try:
+            setup = read_setup(module, call, self.policy, self._schedule, scheduler, self.mask, self.streams)
+            self._engine = Engine(self.policy, setup)
+        except Exception as error:  # a run that works without us works with us
+            reason = f"setting up failed ({type(error).__name__}: {error})"
+            grid = TokenGrid.of_latent(sample)
+            self._engine = Engine(
+                self.policy, RunSetup(grid, self._schedule.sigmas, ModelShape(1, 1, 1), reason=reason)
+            )
+        self.stats = self._engine.stats
+        if self._engine.wants_attention:
+            self._route_attention(self_attentions(module))
 
     # ---- one model call
 
     @torch.compiler.disable
     def new_forward(self, module, *args, **kwargs):
+        if self._removed:
+            return self.fn_ref.original_forward(*args, **kwargs)
         call = self._signature.bind(module, *args, **kwargs)
         call.apply_defaults()
         call = dict(call.arguments)
         call.pop("self")
         return_dict, call["return_dict"] = call["return_dict"], False
-        sample = call["hidden_states"]
-        stream, evaluation = self._locate(call["timestep"])
-        key = (tuple(sample.shape), sample.dtype, sample.device)
-        if self._engine is None or key != self._key:
-            self._begin(module, call, key)
+        stream = self._locate(module, call)
+        engine, sample = self._engine, call["hidden_states"]
         try:
-            with torch.no_grad():
-                output = self._engine.evaluate(evaluation, (stream,), sample, partial(self._compute, module, call))
+            with torch.set_grad_enabled(torch.is_grad_enabled() and engine.exact):
+                output = engine.evaluate(self._evaluation, (stream,), sample, partial(self._compute, module, call))
         except BaseException:
             self.reset_state(module)
             raise
+        if engine.closed:
+            self._route_attention([])
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
-
-    def _begin(self, module, call: dict, key: tuple) -> None:
-        if self._engine is not None:
-            self._engine.close()
-        setup = read_setup(
-            module, call, self.policy, self.scheduler, self.mask, self.streams, memory_works=self._known_processors
-        )
-        self._engine, self._key = Engine(self.policy, setup), key
-        self.stats = self._engine.stats
 
     def _compute(self, module, call: dict, selection: Tensor | None) -> Tensor:
         forward = self.fn_ref.original_forward
@@ -212,24 +241,30 @@ class _Hook(ModelHook):
         with rotary_rows(module.rope, sample, selection):
             return forward(**packed)[0]
 
-    def _locate(self, timestep: Tensor) -> tuple[str, int]:
-        """Name of the call's stream and index of its evaluation; a new run is begun where the schedule starts over."""
-        now = float(timestep.flatten()[0] if timestep.ndim < 2 else timestep.max())
-        index, then = self._position
-        name = self.call_name.name  # a pipeline that does not name its calls has them told apart by their order
-        if then != now or (name or "") in self._served:
-            following = self._find(now, index)
-            if following <= index:
-                self.reset_state(None)
-            self._position, self._served = (following, now), []
-        name = name or f"call {len(self._served)}"
+    def _locate(self, module, call: dict) -> str:
+        """Name the call's stream and find its evaluation; a new run begins where the schedule is not followed on."""
+        timestep, sample, named = float(call["timestep"].max()), call["hidden_states"], self.call_name.name
+        # a pipeline that does not name its calls has them told apart by their order
+        served = named in self._served if named else len(self._served) >= self._calls
+        if self._engine is None or self._key != (tuple(sample.shape), sample.dtype, sample.device):
+            self._begin(module, call, timestep)
+        elif timestep != self._timestep or served:
+            following = self._evaluation + 1
+            if following == 1:
+                self._calls = len(self._served)
+            if self._schedule.has(following, timestep) or not self._schedule.timesteps:
+                self._evaluation, self._timestep, self._served = following, timestep, []
+            else:
+                self._begin(module, call, timestep)
+        name = named or f"call {len(self._served)}"
         self._served.append(name)
-        return name, self._position[0]
+        return name
 
-    def _find(self, now: float, index: int) -> int:
-        timesteps = getattr(self.scheduler, "timesteps", None)
-        if timesteps is None:
-            return index + 1
-        hits = ((timesteps.float().cpu() - now).abs() < 0.5).nonzero().flatten().tolist()
-        later = [i for i in hits if i > index]
-        return later[0] if later else hits[0] if hits else index + 1
+
+def _boundary(source: Any, module: torch.nn.Module) -> float:
+    """Timestep below which another transformer takes over, where a pipeline has two (Wan 2.2) and this is the first."""
+    config = getattr(source, "config", {})
+    ratio = config.get("boundary_ratio") if getattr(source, "transformer_2", None) is not None else None
+    if ratio is None or getattr(source, "transformer", None) is not module:
+        return 0.0
+    return ratio * source.scheduler.config.num_train_timesteps

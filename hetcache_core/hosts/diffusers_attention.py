@@ -11,7 +11,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
 
-from ..attention import attend_in_groups, split_by_weight
+from ..attention import KeyWeights, attend
 from ..engine import Engine
 from ..packing import gather_rows
 
@@ -48,12 +48,11 @@ class ContextProcessor(WanAttnProcessor):
         output = output.flatten(2, 3).type_as(query)
         return attn.to_out[1](attn.to_out[0](output))
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-        if bias is not None and self._attention_backend is not None:  # most kernels take no mask
-            return attend_in_groups(query, split_by_weight(key, value, bias))
-        mask = None if bias is None else bias.to(query.dtype).expand(1, 1, query.shape[1], -1)
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, weights: KeyWeights | None) -> Tensor:
+        if weights is not None:  # most of diffusers' backends take no mask
+            return attend(query, key, value, weights)
         parallel = {} if self._parallel_config is None else {"parallel_config": self._parallel_config}
-        return dispatch_attention_fn(query, key, value, attn_mask=mask, backend=self._attention_backend, **parallel)
+        return dispatch_attention_fn(query, key, value, backend=self._attention_backend, **parallel)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..plan import FULL, Plan
+from ..plan import FULL, PARTIAL, Plan
 
 
 class Method(Protocol):
@@ -16,10 +16,14 @@ class Method(Protocol):
         """Decision letter and the reason, in a few plain words."""
 
     def expects_partial(self, evaluation: int) -> bool:
-        """Whether a partial evaluation may follow before the next full one, so that context is worth remembering."""
+        """Whether a partial evaluation may follow this one before the next full one, so that context is worth
+        remembering; for evaluation -1, whether any may come at all."""
 
-    def observe(self, evaluation: int, generative: Tensor) -> None:
-        """See the computed prediction of the first stream on generative tokens."""
+    def observe(self, evaluation: int, patches: Tensor, generative: Tensor) -> None:
+        """See what was computed of the first stream, patches ``[rows, C, N, 2, 2]``; ``generative``: bool ``[N]``."""
+
+    def close(self) -> None:
+        """Let go of all tensors."""
 
 
 class Planned:
@@ -32,7 +36,12 @@ class Planned:
         return self.plan[evaluation], self.reason
 
     def expects_partial(self, evaluation: int) -> bool:
-        return "P" in self.plan.decisions[evaluation + 1 :].split(FULL)[0]
+        if evaluation < 0:
+            return PARTIAL in self.plan.decisions
+        return PARTIAL in self.plan.decisions[evaluation + 1 :].split(FULL)[0]
 
-    def observe(self, evaluation: int, generative: Tensor) -> None:
+    def observe(self, evaluation: int, patches: Tensor, generative: Tensor) -> None:
         """A plan is settled beforehand."""
+
+    def close(self) -> None:
+        """A plan holds no tensors."""

@@ -42,11 +42,15 @@ class HetCache:
     def expects_partial(self, evaluation: int) -> bool:
         return self.rules.partials and evaluation < self.evaluations - self.rules.cooldown - 1
 
-    def observe(self, evaluation: int, generative: Tensor) -> None:
+    def observe(self, evaluation: int, patches: Tensor, generative: Tensor) -> None:
+        new = patches[:, :, generative]
         if self._seen is not None:
             before, old = self._seen
-            self._rate = float(relative_change(generative, old)) / max(evaluation - before, 1)
-        self._seen = evaluation, generative.clone()
+            self._rate = float(relative_change(new, old)) / max(evaluation - before, 1)
+        self._seen = evaluation, new
+
+    def close(self) -> None:
+        self._seen = None
 
     def _judge(self, evaluation: int) -> tuple[str, str]:
         rules = self.rules
@@ -60,6 +64,9 @@ class HetCache:
         change = f"change {self._accumulated:.3f}"
         if self._accumulated <= self.threshold and self._reused < rules.max_reuse:
             return REUSE, f"{change} <= {self.threshold:g}"
-        if self._accumulated <= self.threshold * self.partial_factor and rules.partials:
-            return PARTIAL, f"{change} <= {self.threshold * self.partial_factor:g}"
-        return FULL, f"{change} > {self.threshold * self.partial_factor:g}"
+        limit = self.threshold * self.partial_factor
+        if self._accumulated > limit:
+            return FULL, f"{change} > {limit:g}"
+        if not rules.partials:
+            return FULL, f"{change} <= {limit:g}, but partial evaluations are off"
+        return PARTIAL, f"{change} <= {limit:g}"

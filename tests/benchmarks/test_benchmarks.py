@@ -55,7 +55,7 @@ def test_variants_are_ours_and_each_half_of_it_alone():
 
 def test_costs_are_measured_against_the_ideal(monkeypatch):
     monkeypatch.setattr(costs, "GRID", (3, 16, 16))
-    measured = costs.measure("nano", 0.2, CachePolicy(speed=2.0, warmup=1, refresh=100))
+    measured = costs.measure("nano", 0.2, CachePolicy())
     assert measured["tokens"] == 192 and measured["keys"] == 192
     ratios = ("reuse_over_full", "partial_over_full", "partial_over_ideal", "deciding_over_full")
     assert all(0 < measured[name] < math.inf for name in ratios)

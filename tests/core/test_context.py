@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from hetcache_core.attention import attend, attend_in_groups, split_by_weight
+from hetcache_core.attention import KeyWeights, attend, attend_in_groups
 from hetcache_core.context import ContextSampler, even_positions, remember
 from hetcache_core.tokens import classify
 
@@ -36,7 +36,7 @@ def test_context_near_the_edit_is_kept_whole(classes):
 @pytest.mark.parametrize("mode", ["stride", "rotating", "stalest"])
 def test_picks_are_sorted_distinct_and_constant_in_number(classes, mode):
     sampler = ContextSampler(classes.context, mode, 0.15)
-    computed_at = torch.zeros(400, dtype=torch.long)
+    computed_at = torch.zeros(400)
     picks = [sampler.pick(computed_at) for _ in range(5)]
     for pick in picks:
         assert len(pick) == sampler.count == round(0.15 * len(classes.context))
@@ -46,7 +46,7 @@ def test_picks_are_sorted_distinct_and_constant_in_number(classes, mode):
 
 def test_stalest_first_visits_everything(classes):
     sampler = ContextSampler(classes.context, "stalest", 0.25)
-    computed_at = torch.zeros(400, dtype=torch.long)
+    computed_at = torch.zeros(400)
     seen = set()
     for evaluation in range(1, 5):
         pick = sampler.pick(computed_at)
@@ -58,6 +58,7 @@ def test_stalest_first_visits_everything(classes):
 
 def test_none_picks_nothing_and_unknown_modes_are_refused(classes):
     assert len(ContextSampler(classes.context, "none", 0.5).pick(torch.zeros(400))) == 0
+    assert len(ContextSampler(classes.context, "stride", 0.0).pick(torch.zeros(400))) == 0
     with pytest.raises(ValueError, match="unknown context sampling 'best'"):
         ContextSampler(classes.context, "best", 0.5)
 
@@ -72,7 +73,7 @@ def test_a_weighted_key_counts_as_that_many_copies():
     query, key, value = torch.randn(3, 1, 6, 2, 128).unbind(0)
     copies = torch.tensor([1, 1, 3, 1, 2, 1])
     repeated = attend(query, key.repeat_interleave(copies, 1), value.repeat_interleave(copies, 1))
-    weighted = attend(query, key, value, copies.float().log())
+    weighted = attend(query, key, value, KeyWeights.of(copies.float().log()))
     torch.testing.assert_close(weighted, repeated, rtol=1e-5, atol=1e-6)
 
 
@@ -81,5 +82,7 @@ def test_groups_merged_by_log_sum_exp_equal_one_biased_call():
     key, value = torch.randn(2, 2, 40, 2, 128).unbind(0)
     bias = torch.zeros(40)
     bias[10:] = math.log(6.5)
-    merged = attend_in_groups(query, split_by_weight(key, value, bias))
-    torch.testing.assert_close(merged, attend(query, key, value, bias), rtol=1e-5, atol=1e-6)
+    weights = KeyWeights.of(bias)
+    merged = attend_in_groups(query, key, value, weights)
+    assert len(weights.groups) == 2
+    torch.testing.assert_close(merged, attend(query, key, value, weights), rtol=1e-5, atol=1e-6)

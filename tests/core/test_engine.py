@@ -6,9 +6,9 @@ import torch
 
 from hetcache_core import CachePolicy, Engine, ErrorProfile, RunSetup
 from hetcache_core.costs import ModelShape
-from hetcache_core.engine import choose_tier
 from hetcache_core.memory import NO_MEMORY
 from hetcache_core.packing import pack
+from hetcache_core.setup import choose_tier
 from hetcache_core.tokens import TokenGrid, classify
 
 T, H, W, STEPS = 3, 16, 16, 20
@@ -149,6 +149,12 @@ def failing(selection, output):
     return output
 
 
+def unforeseen(selection, output):
+    if selection is not None:
+        raise KeyError("a layer was skipped")
+    return output
+
+
 def hungry(selection, output):
     if selection is not None:
         raise torch.OutOfMemoryError("out of memory")
@@ -156,12 +162,16 @@ def hungry(selection, output):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "reason"), [(poisoned, "not finite"), (failing, "failed"), (hungry, "out of memory")]
+    ("spoil", "reason"),
+    [(poisoned, "not finite"), (failing, "must match"), (hungry, "out of memory"), (unforeseen, "KeyError")],
 )
 def test_a_failing_partial_falls_back_to_full_and_says_so(spoil, reason):
     engine, model, outputs = whole_run(spoil=spoil)
     assert "P" not in engine.stats.decisions
     assert reason in engine.stats.summary()
+    assert len(engine.stats.warnings) == 1
+    tried = [e for e, tokens in model.calls if tokens]
+    assert len(tried) == 1  # the other stream of the evaluation does not try again
     for evaluation, (cond, _) in enumerate(outputs):
         torch.testing.assert_close(cond, model.velocity(evaluation), rtol=1e-4, atol=1e-4)
 
@@ -236,3 +246,66 @@ def test_a_schedule_is_followed_and_filled_up():
     engine, _, _ = whole_run(CachePolicy(schedule="FFRPR"))
     assert engine.stats.decisions == "FFRPR" + "F" * (STEPS - 5)
     assert "5 letters for 20 steps" in engine.stats.summary()
+
+
+class Stop(Exception):
+    pass
+
+
+def test_an_interrupt_of_the_host_is_no_failure():
+    def interrupted(selection, output):
+        if selection is not None:
+            raise Stop
+        return output
+
+    with pytest.raises(Stop):
+        whole_run(spoil=interrupted, interrupts=(Stop,))
+
+
+def test_context_that_cannot_be_remembered_costs_nothing_but_the_partials(monkeypatch):
+    def full_disk(*args):
+        raise RuntimeError("no pinned memory left")
+
+    monkeypatch.setattr("hetcache_core.memory.ContextMemory.capture", full_disk)
+    engine, model, outputs = whole_run()
+    assert "P" not in engine.stats.decisions and "no pinned memory left" in engine.stats.summary()
+    torch.testing.assert_close(outputs[-1][0], model.velocity(STEPS - 1))
+
+
+def test_out_of_memory_while_remembering_is_computed_again_without():
+    failed = []
+
+    def tight(selection, output):
+        if selection is None and not failed:
+            failed.append(True)
+            raise torch.OutOfMemoryError("out of memory")
+        return output
+
+    engine, _, _ = whole_run(CachePolicy(speed=2.0, warmup=1, max_reuse=0, profile="wan"), spoil=tight)
+    assert failed and "out of memory while remembering" in engine.stats.summary()
+
+
+def test_without_partials_on_a_model_only_forecasts_remain_and_the_note_says_why():
+    engine, _, _ = whole_run(CachePolicy(speed=2.0, warmup=2), no_partials="the model is compiled")
+    assert set(engine.stats.decisions) == {"F", "R"}
+    assert "the model is compiled" in engine.stats.summary()
+    assert engine.stats.planned_context_bytes == 0
+
+
+def test_evaluations_at_one_sigma_share_a_position():
+    heun = setup(steps=4, sigmas=(1.0, 0.9, 0.9, 0.7, 0.7, 0.0))
+    assert [heun.position(i) for i in range(7)] == [0, 1, 1, 2, 2, 3, 4]
+
+
+def test_calls_after_the_end_are_full_and_remembered_nowhere():
+    engine, model, _ = whole_run()
+    late = model.run(STEPS, ("cond",))
+    assert torch.equal(late, model.velocity(STEPS)) and not engine._forecasts
+
+
+def test_a_lone_cold_full_evaluation_makes_speed_an_estimate():
+    engine, _, _ = whole_run(CachePolicy(schedule="FPPPPP"), steps=6)
+    assert engine.stats.speed_is_estimated and "estimated" in engine.stats.summary()
+    for record in engine.stats.records:
+        record.seconds = 30.0 if record.decision == "F" else engine.stats.costs.partial
+    assert engine.stats.speed == pytest.approx(6 / (1 + 5 * engine.stats.costs.partial))

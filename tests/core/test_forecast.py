@@ -78,3 +78,19 @@ def test_bytes_are_two_latents():
 def test_x0_and_v_are_inverse():
     v, x = torch.randn(2, 1, 4, 3)
     torch.testing.assert_close(to_v(to_x0(v, x, 0.6), x, 0.6), v)
+
+
+def test_a_corrector_at_the_same_position_renews_the_value_and_keeps_the_slope():
+    forecast = history()
+    forecast.record(1, line(1) + 5)
+    torch.testing.assert_close(forecast.predict(1), line(1) + 5)
+    torch.testing.assert_close(forecast.predict(3), line(3) + 5)
+
+
+def test_tokens_computed_twice_have_a_slope_though_the_rest_was_computed_once():
+    forecast = Forecast(1, None, ALL[2:4])
+    forecast.record(0, line(0).clone())
+    forecast.record(1, line(1)[:, :, 2:4], ALL[2:4])
+    predicted = forecast.predict(3)
+    torch.testing.assert_close(predicted[:, :, 2:4], line(3)[:, :, 2:4])
+    torch.testing.assert_close(predicted[:, :, :2], line(0)[:, :, :2])

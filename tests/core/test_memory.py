@@ -21,7 +21,7 @@ def rows(tokens, seed, batch=1):
 
 
 def filled(classes, tier, streams=("cond", "uncond")):
-    memory = ContextMemory(remember(classes, tier.share), 72, tier)
+    memory = ContextMemory(remember(classes, tier.share), 72, LAYERS, tier)
     for stream, name in enumerate(streams):
         for layer in range(LAYERS):
             memory.capture(layer, (name,), *rows(72, 10 * stream + layer))
@@ -108,8 +108,35 @@ def test_thinned_memory_weighs_its_keys(classes):
 
 
 def test_no_memory_passes_fresh_rows_through():
-    memory = ContextMemory(RememberedContext(torch.zeros(0, dtype=torch.long), torch.zeros(0)), 72, NO_MEMORY)
+    memory = ContextMemory(RememberedContext(torch.zeros(0, dtype=torch.long), torch.zeros(0)), 72, LAYERS, NO_MEMORY)
     key, value = rows(9, 1)
     memory.capture(0, ("cond",), key, value)
     assert memory.join(0, ("cond",), key, value) == (key, value)
     assert memory.bytes == 0
+
+
+def test_a_layer_that_was_skipped_means_the_stream_is_not_remembered(classes):
+    memory = ContextMemory(remember(classes, 1.0), 72, LAYERS)
+    for layer in range(LAYERS - 1):
+        memory.capture(layer, ("cond",), *rows(72, layer))
+    assert not memory.has(("cond",))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_batch_rows_count(classes, shared):
+    tier = MemoryTier(fp8=True, shared=shared)
+    memory = ContextMemory(remember(classes, 1.0), 72, LAYERS, tier)
+    for layer in range(LAYERS):
+        memory.capture(layer, ("cond",), *rows(72, layer, batch=3))
+        memory.capture(layer, ("uncond",), *rows(72, layer, batch=3))
+    assert memory.bytes == tier.bytes(len(classes.context), HEADS * WIDTH, LAYERS, 2, 4, rows=3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_fp8_survives_channels_that_are_zero(classes, dtype):
+    memory = ContextMemory(remember(classes, 1.0), 72, 1, MemoryTier(fp8=True))
+    key, value = (torch.zeros_like(t, dtype=dtype) for t in rows(72, 0))
+    memory.capture(0, ("cond",), key, value)
+    memory.select(classes.edited)
+    joined, _ = memory.join(0, ("cond",), key[:, classes.edited], value[:, classes.edited])
+    assert joined.dtype == dtype and torch.equal(joined, torch.zeros_like(joined))

@@ -123,3 +123,11 @@ def test_profile_differences_scale_with_the_number_of_steps():
 def test_models_find_their_profile():
     assert ErrorProfile.for_model(ModelShape(256, 6, 768, 3)).name == "nano"
     assert ErrorProfile.for_model(ModelShape(1536, 30, 8960, 15)).name == "wan"
+
+
+def test_holding_costs_more_than_extrapolating_where_change_is_steady():
+    steady = ErrorProfile("steady", 30, [0.1] * 30, [0.001] * 30, [0.05] * 30, [0.0005] * 30)
+    held, extrapolated = (
+        plan(sigmas(30), Costs(0.3), 3.0, rules(hold=hold), steady).predicted_error for hold in (True, False)
+    )
+    assert held > 3 * extrapolated

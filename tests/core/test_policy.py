@@ -24,7 +24,8 @@ def test_only_speed_one_and_off_are_exact():
         ("speed", 0.5), ("speed", 9), ("speed", "fast"), ("speed", float("nan")), ("memory_budget_mb", -1),
         ("warmup", 0), ("warmup", 2.5), ("max_reuse", -1), ("margin_space", True), ("memory_share", 1.5),
         ("forecast_order", 2), ("method", "magic"), ("context_sampling", "best"), ("memory_fp8", "yes"),
-        ("forecast_quantity", "noise"), ("schedule", "PFF"), ("schedule", "FXF"),
+        ("forecast_quantity", "noise"), ("schedule", "PFF"), ("schedule", "FXF"), ("schedule", 3),
+        ("profile", None), ("speed", True), ("memory_fp8", 1),
     ],
 )  # fmt: skip
 def test_nonsense_is_named(field, value):
@@ -49,3 +50,12 @@ def test_bad_json_is_named(text, message):
 def test_unknown_preset_lists_the_known():
     with pytest.raises(ValueError, match="balanced"):
         CachePolicy.preset("turbo")
+
+
+def test_settings_that_contradict_each_other_are_refused():
+    with pytest.raises(ValueError, match="needs method 'plan'"):
+        CachePolicy(method="hetcache", schedule="FP")
+    with pytest.raises(ValueError, match="partials is off"):
+        CachePolicy(schedule="FP", partials=False)
+    with pytest.raises(ValueError, match="unknown policy fields: typo"):
+        CachePolicy.preset("fast", typo=1)

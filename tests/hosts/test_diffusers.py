@@ -139,16 +139,15 @@ def test_kv_oracle(vace, batch):
     """A subset plus the remembered keys and values of the rest, at the same input, is the full evaluation."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
     scheduler.set_timesteps(12)
-    policy = CachePolicy(speed=2.0, warmup=1, max_reuse=0, context_share=0.3)
+    policy = CachePolicy(schedule="FP", context_share=0.3)
     args = (noise(batch), prompts(batch)[0], None, control(batch))
     with host.apply(vace, policy, scheduler=scheduler) as handle:
         hook = handle._hook
-        vace(args[0], scheduler.timesteps[0].expand(batch), *args[1:], return_dict=False)
-        same = scheduler.timesteps[0].expand(batch)  # as if the clock stood still between the two evaluations
-        hook._find = lambda now, index: index + 1
-        hook._position = (0, -1.0)
-        hook._engine.method.plan = type(hook._engine.method.plan)("FP" + "F" * 10, 1.0, 0.0)
-        result = vace(args[0], same, *args[1:], return_dict=False)[0]
+        with vace.cache_context("cond"):
+            vace(args[0], scheduler.timesteps[0].expand(batch), *args[1:], return_dict=False)
+            # as if the clock stood still between the two evaluations
+            hook._schedule = type(hook._schedule)((1000.0,) * 12, hook._schedule.sigmas)
+            result = vace(args[0], scheduler.timesteps[0].expand(batch), *args[1:], return_dict=False)[0]
         selection = hook._engine._selection
         assert handle.stats.decisions == "FP" and 0 < len(selection) < TOKENS
     stock = vace(args[0], scheduler.timesteps[0].expand(batch), *args[1:], return_dict=False)[0]
@@ -217,8 +216,7 @@ def test_reference_frames_are_context(vace):
 def test_every_memory_tier_runs_within_its_budget(vace, budget):
     policy = CachePolicy(speed=2.0, warmup=2, profile="wan", memory_budget_mb=budget)
     result, stats = cached(vace, policy, controls=control(), steps=16)
-    assert stats.peak_context_bytes <= budget * 2**20
-    assert stats.peak_context_bytes == stats.planned_context_bytes
+    assert stats.peak_context_bytes == stats.planned_context_bytes <= budget * 2**20
     assert relative(result, sample(vace, steps=16, controls=control())) < 0.1
 
 
@@ -323,6 +321,126 @@ def test_a_foreign_attention_processor_is_kept_and_memory_goes_off(vace):
     try:
         result, stats = cached(vace, CachePolicy(speed=2.0, warmup=2, profile="wan"), controls=control())
         assert vace.blocks[0].attn1.processor is foreign
-        assert stats.peak_context_bytes == 0 and torch.isfinite(result).all()
+        assert stats.peak_context_bytes == 0 and set(stats.decisions) == {"F", "R"}
+        assert "attention processor Foreign" in stats.summary() and torch.isfinite(result).all()
     finally:
         vace.blocks[0].attn1.set_processor(stock)
+
+
+# ---- schedules
+
+
+def test_a_scheduler_chosen_after_apply_is_found_through_the_pipeline(vace):
+    class Pipeline:
+        transformer, scheduler = vace, FlowMatchEulerDiscreteScheduler(shift=1.0)
+
+    pipe = Pipeline()
+    with host.apply(pipe, CachePolicy(speed=2.0, warmup=2, profile="wan")) as handle:
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+        sample(vace, pipe.scheduler, controls=control(), steps=16)
+        assert handle.stats.decisions == handle.stats.planned and len(handle.stats.planned) == 16
+
+
+def test_a_scheduler_that_is_not_the_one_in_use_means_full_with_the_reason(vace):
+    other = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    other.set_timesteps(7)
+    other.timesteps = other.timesteps - 3.3
+    with host.apply(vace, CachePolicy(speed=2.0), scheduler=other) as handle:
+        result = sample(vace, controls=control())
+        assert set(handle.stats.decisions) == {"F"} and "is not the one in use" in handle.stats.summary()
+    assert torch.equal(result, sample(vace, controls=control()))
+
+
+def test_a_run_that_begins_inside_the_schedule_plans_what_is_left(vace):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    scheduler.set_timesteps(20)
+    with host.apply(vace, CachePolicy(speed=2.0, warmup=2, profile="wan"), scheduler=scheduler) as handle:
+        for t in scheduler.timesteps[8:]:
+            with vace.cache_context("cond"):
+                vace(noise(), t[None], prompts()[0], None, control())
+        assert handle.stats.decisions == handle.stats.planned
+        assert len(handle.stats.planned) == 12 and handle.stats.planned.startswith("FF")
+
+
+def test_two_evaluations_at_one_timestep_are_two(vace):
+    """Heun-like samplers call the model twice at the same noise level."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    scheduler.set_timesteps(8)
+    scheduler.timesteps = torch.cat([scheduler.timesteps[:1], scheduler.timesteps[1:].repeat_interleave(2)])
+    scheduler.sigmas = torch.cat([scheduler.sigmas[:1], scheduler.sigmas[1:].repeat_interleave(2)])
+    for named in (True, False):
+        with host.apply(vace, CachePolicy(speed=1.0), scheduler=scheduler) as handle:
+            for t in scheduler.timesteps:
+                for name, text in zip(("cond", "uncond"), prompts(), strict=True):
+                    if named:
+                        with vace.cache_context(name):
+                            vace(noise(), t[None], text, None, control())
+                    else:
+                        vace(noise(), t[None], text, None, control())
+            assert len(handle.stats.decisions) == 15
+
+
+@pytest.mark.parametrize("name", ["FlowMatchLCMScheduler", "EulerAncestralDiscreteScheduler", "SASolverScheduler"])
+def test_stochastic_schedulers_are_known(name):
+    from hetcache_core.hosts.diffusers_setup import _stochastic
+
+    assert _stochastic(type(name, (), {"config": {}})())
+    assert not _stochastic(FlowMatchEulerDiscreteScheduler())
+
+
+# ---- beside others
+
+
+def test_setting_up_never_kills_a_run(vace, monkeypatch):
+    def broken(*args):
+        raise KeyError("unheard of")
+
+    monkeypatch.setattr("hetcache_core.hosts.diffusers.read_setup", broken)
+    result, stats = cached(vace, CachePolicy(speed=2.0), controls=control())
+    assert "setting up failed (KeyError" in stats.summary()
+    assert torch.equal(result, sample(vace, controls=control()))
+
+
+def test_wrong_masks_and_profiles_are_refused_when_applied(vace):
+    with pytest.raises(TypeError, match="must be a torch tensor"):
+        host.apply(vace, CachePolicy(), mask=[[0]])
+    with pytest.raises(ValueError, match="neither shipped nor a file"):
+        host.apply(vace, CachePolicy(profile="nope.json"))
+
+
+def test_gradients_pass_an_exact_policy(vace):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    scheduler.set_timesteps(4)
+    x = noise().requires_grad_()
+    with host.apply(vace, CachePolicy(speed=1.0), scheduler=scheduler):
+        assert vace(x, scheduler.timesteps[:1], prompts()[0], None, control()).sample.requires_grad
+
+
+def test_an_older_handle_leaves_the_newer_patch_alone(vace):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    old = host.apply(vace, CachePolicy(speed=1.0), scheduler=scheduler)
+    with host.apply(vace, CachePolicy(speed=2.0, warmup=2, profile="wan"), scheduler=scheduler) as new:
+        old.remove()
+        sample(vace, scheduler, controls=control(), steps=16)
+        assert "P" in new.stats.decisions
+
+
+def test_accelerate_hooks_added_afterwards_survive_removal(vace):
+    hooks = pytest.importorskip("accelerate.hooks")
+    seen = []
+
+    class Spy(hooks.ModelHook):
+        def pre_forward(self, module, *args, **kwargs):
+            seen.append(True)
+            return args, kwargs
+
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    handle = host.apply(vace, CachePolicy(speed=1.0), scheduler=scheduler)
+    hooks.add_hook_to_module(vace, Spy())
+    handle.remove()
+    vace(noise(), torch.tensor([900.0]), prompts()[0], None, control())
+    assert seen
+    hooks.remove_hook_from_module(vace)
+    vace.__dict__.pop("forward", None)
+    vace.__dict__.pop("_diffusers_hook", None)
+    assert torch.equal(sample(vace, controls=control()), sample(vace, controls=control()))

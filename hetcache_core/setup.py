@@ -1,0 +1,101 @@
+"""What is known when a sampling run starts, and what follows from it: whether to cache at all, how to remember."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .costs import ModelShape
+from .memory import LADDER, NO_MEMORY, MemoryTier
+from .policy import CachePolicy
+from .tokens import TokenClasses, TokenGrid
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """What a host knows when a sampling run starts.
+
+    Args:
+        grid: the token grid (reference frames included).
+        sigmas: noise level of every evaluation and the final one, ``[n + 1]``, 1 = pure noise.
+        shape: the model's sizes.
+        classes: token classes, or None when there is no usable mask.
+        reason: why everything must be computed in full, in plain words, or empty.
+        itemsize: bytes of the model's dtype.
+        streams: model calls of each evaluation (2 with guidance).
+        rows: batch rows of each call.
+        stochastic: whether the sampler adds noise (then x0 is forecast, not v).
+        no_partials: why partial evaluations are impossible on this model, or empty.
+        interrupts: exceptions by which the host stops a run; they are never taken for failures.
+    """
+
+    grid: TokenGrid
+    sigmas: tuple[float, ...]
+    shape: ModelShape
+    classes: TokenClasses | None = None
+    reason: str = ""
+    itemsize: int = 4
+    streams: int = 2
+    rows: int = 1
+    stochastic: bool = False
+    no_partials: str = ""
+    interrupts: tuple[type[BaseException], ...] = ()
+
+    @property
+    def evaluations(self) -> int:
+        return max(len(self.sigmas) - 1, 0)
+
+    def position(self, evaluation: int) -> float:
+        """Place of an evaluation along the schedule: its number among the distinct noise levels."""
+        last = self.evaluations - 1
+        levels = self.sigmas[: min(max(evaluation, 0), last) + 1]
+        return float(len(dict.fromkeys(levels)) - 1 + max(evaluation - last, 0))
+
+
+def why_full(policy: CachePolicy, setup: RunSetup) -> str:
+    """Why a run must be computed in full, in plain words; empty when it need not be."""
+    if policy.method == "off":
+        return "the method is off"
+    if policy.method == "measure":
+        return "this run only measures how predictions change"
+    if policy.exact:
+        return "speed 1.0 asks for the exact output"
+    if setup.reason:
+        return setup.reason
+    if setup.classes is None or not bool(setup.classes.generative.any()):
+        return "the mask is empty: there is nothing to edit; connect a mask that covers the region to change"
+    fraction = setup.classes.mask_fraction
+    if fraction > policy.max_mask_fraction:
+        return (
+            f"the mask covers {fraction:.0%} of the clip, more than {policy.max_mask_fraction:.0%}; "
+            "caching pays for smaller edits"
+        )
+    if setup.evaluations < 2:
+        return "the schedule has fewer than two evaluations"
+    return ""
+
+
+def choose_tier(policy: CachePolicy, setup: RunSetup) -> MemoryTier:
+    """The best way to remember context that fits the policy's budget and settings."""
+    if setup.no_partials:
+        return NO_MEMORY
+    budget = policy.memory_budget_mb * 2**20
+    for tier in LADDER:
+        chosen = MemoryTier(
+            tier.share if policy.memory_share is None else policy.memory_share,
+            tier.fp8 if policy.memory_fp8 is None else policy.memory_fp8,
+            tier.shared if policy.memory_shared is None else policy.memory_shared,
+            policy.memory_offload,
+        )
+        if not chosen.kept(len(setup.classes.context)):
+            return NO_MEMORY
+        if tier_bytes(chosen, setup) <= budget:
+            return chosen
+    return NO_MEMORY
+
+
+def tier_bytes(tier: MemoryTier, setup: RunSetup) -> int:
+    """Bytes a tier holds in this run."""
+    shape = setup.shape
+    return tier.bytes(
+        len(setup.classes.context), shape.dim, shape.attention_layers, setup.streams, setup.itemsize, setup.rows
+    )
