@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -39,8 +42,8 @@ class LatentEdit:
         self._encoded: Tensor | None = None
 
     @torch.inference_mode()
-    def sample(self, steps: int, policy: CachePolicy) -> tuple[Tensor, RunStats]:
-        """The edited latent ``[1, 16, T, H, W]`` and the run's statistics."""
+    def sample(self, steps: int, policy: CachePolicy | None) -> tuple[Tensor, RunStats | None]:
+        """The edited latent ``[1, 16, T, H, W]`` and the run's statistics; without a policy, of the untouched model."""
         pipe, clip = pipeline(), self.clip
         frames, height, width = clip.mask.shape
         encode = pipe.prepare_video_latents
@@ -53,7 +56,9 @@ class LatentEdit:
         pipe.prepare_video_latents = once
         try:
             streams = 2 if self.cfg > 1 else 1
-            with host.apply(pipe.transformer, policy, scheduler=pipe.scheduler, streams=streams) as handle:
+            mask = torch.from_numpy(clip.mask).float()
+            apply = partial(host.apply, pipe, policy, mask, streams=streams) if policy else nullcontext
+            with apply() as handle:
                 latents = pipe(
                     video=np.where(clip.mask[..., None], 0.5, clip.video / 255).astype(np.float32)[None],
                     mask=clip.mask[None, ..., None].astype(np.float32),
@@ -67,7 +72,7 @@ class LatentEdit:
                     negative_prompt_embeds=text.encode(""),
                     output_type="latent",
                 ).frames
-                return latents, handle.stats
+                return latents, handle.stats if handle else None
         finally:
             del pipe.prepare_video_latents
 

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-SKIPPED = {".git", ".venv", "__pycache__", "out", "build", "dist", ".pytest_cache", ".ruff_cache"}
+SKIPPED = {".git", ".venv", ".nano-work", "__pycache__", "out", "build", "dist", ".pytest_cache", ".ruff_cache"}
 
 
 def files(*endings: str) -> list[Path]:

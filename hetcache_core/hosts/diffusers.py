@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.hooks import BaseState, StateManager
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor, WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
@@ -35,7 +34,7 @@ from ..setup import RunSetup
 from ..stats import RunStats
 from ..tokens import TokenGrid
 from .diffusers_attention import ContextProcessor, rotary_rows
-from .diffusers_setup import Schedule, read_setup, self_attentions
+from .diffusers_setup import CallName, Schedule, boundary, read_setup, self_attentions
 
 HOOK = "hetcache"
 SUPPORTED = (WanVACETransformer3DModel, WanTransformer3DModel)
@@ -127,28 +126,13 @@ class Handle:
         self.remove()
 
 
-class _CallName(StateManager):
-    """Where diffusers puts the name of the call (cond, uncond); the state itself is the engine's."""
-
-    def __init__(self):
-        super().__init__(BaseState)
-        self.name: str | None = None
-
-    def set_context(self, context: Any) -> None:
-        """Take a context: its bare name in older versions, an object with a name in newer ones, None at its end."""
-        self.name = getattr(context, "name", context)
-
-    def reset(self, *args: object, **kwargs: object) -> None:
-        self.name = None
-
-
 class _Hook(ModelHook):
     _is_stateful = True
 
     def __init__(self, policy: CachePolicy, mask: Tensor | None, scheduler: Any, streams: int):
         super().__init__()
         self.policy, self.mask, self.streams = policy, mask, streams
-        self.call_name = _CallName()
+        self.call_name = CallName()
         self.stats: RunStats | None = None
         self.installed = None
         self._source = scheduler
@@ -190,7 +174,7 @@ class _Hook(ModelHook):
         self.reset_state(module)
         sample, scheduler = call["hidden_states"], getattr(self._source, "scheduler", self._source)
         self._key = (tuple(sample.shape), sample.dtype, sample.device)
-        self._schedule = Schedule.starting_at(timestep, scheduler, _boundary(self._source, module))
+        self._schedule = Schedule.starting_at(timestep, scheduler, boundary(self._source, module))
         self._timestep = timestep
         try:
             setup = read_setup(module, call, self.policy, self._schedule, scheduler, self.mask, self.streams)
@@ -259,12 +243,3 @@ class _Hook(ModelHook):
         name = named or f"call {len(self._served)}"
         self._served.append(name)
         return name
-
-
-def _boundary(source: Any, module: torch.nn.Module) -> float:
-    """Timestep below which another transformer takes over, where a pipeline has two (Wan 2.2) and this is the first."""
-    config = getattr(source, "config", {})
-    ratio = config.get("boundary_ratio") if getattr(source, "transformer_2", None) is not None else None
-    if ratio is None or getattr(source, "transformer", None) is not module:
-        return 0.0
-    return ratio * source.scheduler.config.num_train_timesteps

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.hooks.hooks import BaseState, StateManager
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import Tensor
 
@@ -13,6 +14,21 @@ from ..costs import ModelShape
 from ..policy import CachePolicy
 from ..setup import RunSetup
 from ..tokens import TokenClasses, TokenGrid, classify, pool_latent_mask, pool_pixel_mask, vace_mask
+
+
+class CallName(StateManager):
+    """Where diffusers puts the name of the call (cond, uncond); the state itself is the engine's."""
+
+    def __init__(self):
+        super().__init__(BaseState)
+        self.name: str | None = None
+
+    def set_context(self, context: Any) -> None:
+        """Take a context: its bare name in older versions, an object with a name in newer ones, None at its end."""
+        self.name = getattr(context, "name", context)
+
+    def reset(self, *args: object, **kwargs: object) -> None:
+        self.name = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,15 @@ class Schedule:
     def has(self, evaluation: int, timestep: float) -> bool:
         """Whether an evaluation is at this timestep."""
         return evaluation < len(self.timesteps) and _same(self.timesteps[evaluation], timestep)
+
+
+def boundary(source: Any, module: torch.nn.Module) -> float:
+    """Timestep below which another transformer takes over, where a pipeline has two (Wan 2.2) and this is the first."""
+    config = getattr(source, "config", {})
+    ratio = config.get("boundary_ratio") if getattr(source, "transformer_2", None) is not None else None
+    if ratio is None or getattr(source, "transformer", None) is not module:
+        return 0.0
+    return ratio * source.scheduler.config.num_train_timesteps
 
 
 def _same(a: float, b: float) -> bool:

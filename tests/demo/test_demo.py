@@ -7,7 +7,7 @@ import pytest
 from demo.__main__ import main
 from demo.media import read_video
 
-SMALL = ["--size", "64", "64", "--frames", "9", "--steps", "4", "--threads", "2"]
+SMALL = ["--size", "64", "64", "--frames", "9", "--steps", "4", "--threads", "1"]
 FILES = ["full.mp4", "report.json", "side_by_side.mp4", "source.mp4", "speed-3.mp4", "stats.png"]
 
 
@@ -56,8 +56,17 @@ def test_full_is_exact_and_fewer_steps_fit_the_time(out):
 
 def test_the_videos_show_every_panel(out):
     frames, _ = read_video(out / "side_by_side.mp4")
-    assert frames.shape == (9, 2 * (64 + 20), 3 * 64, 3)
+    assert frames.shape == (9, 2 * (64 + 20), 3 * (64 + 4), 3)
     assert read_video(out / "speed-3.mp4")[0].shape == (9, 64, 64, 3)
+
+
+def test_the_shipped_clip_mask_and_model_with_one_speed(tmp_path, capsys):
+    options = ["--size", "64", "64", "--frames", "5", "--steps", "3", "--threads", "1", "--speed", "1.5"]
+    assert main([*options, "--out", str(tmp_path / "deep" / "er")]) == 0
+    assert "speed-1.5.mp4" in capsys.readouterr().out
+    report = json.loads((tmp_path / "deep" / "er" / "report.json").read_text())
+    assert (report["model"], report["clip"]) == ("nano", "big_buck_bunny.mp4")
+    assert [run["name"] for run in report["runs"]] == ["full", "speed-1.5", "fewer-steps-1.5"]
 
 
 @pytest.mark.parametrize(
