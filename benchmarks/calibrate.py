@@ -2,9 +2,10 @@
 
     python -m benchmarks.calibrate --out hetcache_core/profiles/nano.json
 
-First the change of predictions from evaluation to evaluation is measured on tuning clips computed in full. Then probing
-schedules, each approximating in one way at a time, are run on the same clips, and their final errors are fitted by the
-planner's three terms (forecast, stale context, spill of context forecasts) with non-negative least squares.
+First the change of predictions from evaluation to evaluation is measured on tuning clips computed in full. Then a short
+stretch of reuse at several places shows how much an error matters by where it is made, and probing schedules, each
+approximating in one way, are run on the same clips; their final errors are fitted by the planner's three terms
+(forecast, stale context, spill of context forecasts) with non-negative least squares.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from benchmarks.machine import describe
 from hetcache_core import CachePolicy, ErrorProfile
 from hetcache_core.costs import Costs
 from hetcache_core.plan import Rules, error_terms
+from hetcache_core.profile import CURVES
+from hetcache_core.stats import RunStats
 from nano.clips import TUNING, make_clip
 
 STEPS = 30
@@ -34,27 +37,31 @@ PROBES = {
     "reuse 3": "FF" + "FRRR" * 6 + "FFFF",
     "reuse 5": "FF" + "FRRRRR" * 4 + "FFFF",
     "partial 1": "FF" + "FP" * 13 + "FF",
-    "partial 2": "FF" + "FPP" * 8 + "FFFF",
     "partial 3": "FF" + "FPPP" * 6 + "FFFF",
     "partial 5": "FF" + "FPPPPP" * 4 + "FFFF",
     "both 3": "FF" + "FRPR" * 6 + "FFFF",
     "both 5": "FF" + "FRRPRR" * 4 + "FFFF",
     "both 7": "FF" + "FRRRPRRR" * 3 + "FFFF",
 }
+# The same short stretch of reuse, early to late: how much an error matters by where it is made.
+PLACES = [("F" * start + "FRRRFR").ljust(STEPS, "F") for start in (2, 8, 14, 20)]
 
 
 def average(profiles: list[ErrorProfile]) -> ErrorProfile:
     """Mean of the curves of profiles with the same number of steps."""
-    curves = ("first", "second", "context_first", "context_second")
     return replace(
-        profiles[0], **{c: tuple(np.mean([getattr(p, c) for p in profiles], axis=0).tolist()) for c in curves}
+        profiles[0], **{c: tuple(np.mean([getattr(p, c) for p in profiles], axis=0).tolist()) for c in CURVES}
     )
 
 
 def rounded(profile: ErrorProfile) -> ErrorProfile:
     """Four significant digits are more than the data carries."""
-    curves = ("first", "second", "context_first", "context_second")
-    return replace(profile, **{c: tuple(float(f"{v:.4g}") for v in getattr(profile, c)) for c in curves})
+    return replace(profile, **{c: tuple(float(f"{v:.4g}") for v in getattr(profile, c)) for c in (*CURVES, "sigmas")})
+
+
+def ideal(stats: RunStats) -> float:
+    """Cost of a partial evaluation by arithmetic alone, in full evaluations."""
+    return stats.costs.partial - ErrorProfile.load("nano").overhead
 
 
 def main() -> None:
@@ -77,19 +84,24 @@ def main() -> None:
         reference, stats = edit.sample(STEPS, CachePolicy(method="measure"))
         references.append(reference)
         measured.append(stats.profile("nano", wan))
-    profile = average(measured)
-    sigmas, terms, errors, overheads = edits[0].sigmas(STEPS), [], [], []
-    for name, schedule in PROBES.items():
+    profile = replace(average(measured), weight=(1.0, 1.0), staleness=1.0, spill=1.0)
+    sigmas, overheads = edits[0].sigmas(STEPS), []
+
+    def probe(name: str, schedule: str) -> tuple[tuple[float, float, float], float]:
+        """The planner's three terms of a schedule, and its mean error."""
         found = []
         for edit, reference in zip(edits, references, strict=True):
             result, stats = edit.sample(STEPS, CachePolicy(schedule=schedule))
             found.append(edit.error(result, reference, stats.classes.generative))
             if "P" in schedule:
-                share = stats.seconds_of("P") / stats.seconds_of("F")
-                overheads.append(share - stats.costs.partial + wan.overhead)
-        terms.append(error_terms(schedule, sigmas, replace(profile, staleness=1.0, spill=1.0), Costs(0.3), FREE))
-        errors.append(statistics.mean(found))
-        print(f"{name:10} error {errors[-1]:.2e}  terms {' '.join(f'{t:.2e}' for t in terms[-1])}", flush=True)
+                overheads.append(stats.seconds_of("P") / stats.seconds_of("F") - ideal(stats))
+        terms = error_terms(schedule, sigmas, profile, Costs(0.3), FREE)
+        print(f"{name:10} error {np.mean(found):.2e}  terms {' '.join(f'{t:.2e}' for t in terms)}", flush=True)
+        return terms, float(np.mean(found))
+
+    ratios = [error / terms[0] for terms, error in (probe(f"place {i}", s) for i, s in enumerate(PLACES))]
+    profile = replace(profile, weight=tuple(np.asarray(ratios) / np.mean(ratios)))
+    terms, errors = zip(*(probe(name, schedule) for name, schedule in PROBES.items()), strict=True)
     scale = 1 / np.asarray(errors)  # relative residuals: small errors matter as much as large ones
     (forecast, stale, spill), residual = nnls(np.asarray(terms) * scale[:, None], np.ones(len(errors)))
     print(f"forecast {forecast:.3f}, stale context {stale:.3f}, spill {spill:.3f}; residual {residual:.2f}")

@@ -1,6 +1,7 @@
 """The planner: sigmas, costs and a target speed -> full, partial or reuse for every evaluation, before sampling.
 
-The predicted error of a sequence is a sum over evaluations, each weighted by its step in sigma:
+The predicted error of a sequence is a sum over evaluations, each weighted by how much an error there matters in the end
+(measured: nearly the same along a schedule whose shift suits the model, a little more at its start):
 
 * reuse, g evaluations after the last computed one, which came h after the one before: a line through those two misses a
   curve with second difference s by ``s g (g + h) / 2`` (a held prediction misses by the first difference times g);
@@ -14,6 +15,7 @@ left of the budget.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -56,7 +58,7 @@ class Rules:
         """The policy's rules, with the gaps filled for this many evaluations."""
         few = evaluations <= FEW_STEPS
         warmup = policy.warmup or (1 if few else max(2, round(profile.warmup * evaluations)))
-        cooldown = policy.cooldown if policy.cooldown is not None else (0 if few else 2)
+        cooldown = policy.cooldown if policy.cooldown is not None else (0 if few else profile.cooldown)
         max_reuse = policy.max_reuse if policy.max_reuse is not None else (0 if few else 5)
         refresh = policy.refresh or (max(evaluations, 2) if few else max(4, round(0.3 * evaluations)))
         return cls(warmup, cooldown, max_reuse, refresh, partials, policy.forecast_order == 0)
@@ -101,7 +103,7 @@ class Plan:
         return {letter: self.decisions.count(letter) for letter in (FULL, PARTIAL, REUSE)}
 
 
-def plan(sigmas, costs: Costs, speed: float, rules: Rules, profile: ErrorProfile) -> Plan:
+def plan(sigmas: Sequence[float], costs: Costs, speed: float, rules: Rules, profile: ErrorProfile) -> Plan:
     """Plan a run.
 
     Args:
@@ -141,23 +143,22 @@ def _plan(sigmas: tuple[float, ...], costs: Costs, speed: float, rules: Rules, p
 
 
 def error_terms(
-    decisions: str, sigmas, profile: ErrorProfile, costs: Costs, rules: Rules
+    decisions: str, sigmas: Sequence[float], profile: ErrorProfile, costs: Costs, rules: Rules
 ) -> tuple[float, float, float] | None:
     """Predicted error of a schedule by cause: forecasts, stale context, spill of context forecasts.
 
     For fitting a profile's ``staleness`` and ``spill``. None where the schedule breaks a rule.
     """
-    return _ErrorModel(sigmas, profile, costs, rules).terms(decisions)
+    return _ErrorModel(tuple(float(s) for s in sigmas), profile, costs, rules).terms(decisions)
 
 
 class _ErrorModel:
-    def __init__(self, sigmas, profile: ErrorProfile, costs: Costs, rules: Rules):
-        sigmas = np.asarray(sigmas, dtype=np.float64)
-        self.n = n = len(sigmas) - 1
-        self.weight = _step_weights(sigmas)
-        self.first, self.second = profile.at("first", n), profile.at("second", n)
-        self.stale = profile.staleness * profile.at("context_first", n)
-        self.spill = profile.spill * profile.at("context_second", n)
+    def __init__(self, sigmas: Sequence[float], profile: ErrorProfile, costs: Costs, rules: Rules):
+        self.n, levels = len(sigmas) - 1, sigmas[:-1]
+        self.weight = profile.at("weight", levels) / len(profile.sigmas)
+        self.first, self.second = profile.at("first", levels), profile.at("second", levels)
+        self.stale = profile.staleness * profile.at("context_first", levels)
+        self.spill = profile.spill * profile.at("context_second", levels)
         self.costs, self.rules = costs, rules
         self.price = {FULL: 1.0, PARTIAL: costs.partial, REUSE: costs.reuse}
 
@@ -241,15 +242,6 @@ class _ErrorModel:
             decisions.append(REUSE if g else PARTIAL if a else FULL)
             state = int(back.reshape(-1)[state])
         return decisions[::-1]
-
-
-def _step_weights(sigmas: np.ndarray) -> np.ndarray:
-    """Size of each evaluation's step in sigma; evaluations at one sigma (both stages of Heun) share theirs."""
-    weights = np.abs(np.diff(sigmas))
-    levels = sigmas[:-1]
-    for level in np.unique(levels):
-        weights[levels == level] = weights[levels == level].mean()
-    return weights
 
 
 def _flat(value: np.ndarray, g: int, plane: np.ndarray) -> int:

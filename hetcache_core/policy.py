@@ -33,7 +33,7 @@ class CachePolicy:
             plan; evaluations beyond it are full.
         partials: whether partial evaluations are allowed.
         margin_space, margin_time: rings of margin tokens (16 pixels each) and margin latent frames.
-        context_share: share of the context each partial evaluation computes again.
+        context_share: share of the context each partial evaluation computes again; less at higher speeds when None.
         context_sampling: which: ``none``, ``stride``, ``rotating``, ``stalest``.
         memory_share: share of the context kept as keys and values, 0 to 1.
         memory_fp8, memory_shared, memory_offload: kept as float8; one copy for all streams; kept in host memory.
@@ -61,7 +61,7 @@ class CachePolicy:
     partials: bool = True
     margin_space: int = 0
     margin_time: int = 0
-    context_share: float = 0.15
+    context_share: float | None = None
     context_sampling: str = "stalest"
     memory_share: float | None = None
     memory_fp8: bool | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,59 +17,74 @@ import numpy as np
 
 from .costs import ModelShape
 
+CURVES = ("first", "second", "context_first", "context_second", "weight")
+
 
 @dataclass(frozen=True)
 class ErrorProfile:
-    """Change of the prediction along a schedule of ``steps`` evaluations, relative to its size.
+    """Change of the prediction along a schedule, relative to its size, and how much an error there matters.
+
+    Each curve lies at even positions from the first evaluation of the measured schedule to its last.
 
     Args:
         name: of the model it was measured on.
-        steps: evaluations of the measured schedule; differences scale with 1/n (first) and 1/n**2 (second).
-        first, second: first and second differences in the evaluation index, at even positions from the first
-            evaluation to the last, of generative tokens.
+        sigmas: noise levels of the measured schedule, one an evaluation. Other schedules are placed on it by sigma;
+            where they take larger steps, first differences grow with the step and second ones with its square.
+        first, second: first and second differences in the evaluation index, of generative tokens.
         context_first, context_second: the same for context tokens.
-        staleness: error that remembered context of age 1 causes in generative tokens, per unit of
-            ``context_first`` (measured by partial evaluations with nothing else approximated).
+        weight: final error in the edit per unit of error in one evaluation's prediction, times the evaluations; only
+            its shape matters.
+        staleness: error that remembered context of age 1 causes in generative tokens, per unit of ``context_first``.
         spill: share of the context's forecast error that reaches generative tokens.
         overhead: cost of a partial evaluation beyond its share of a full one's arithmetic, in full evaluations.
-        warmup: share of the evaluations that are full at the start.
+        warmup: share of the evaluations that are full at the start. cooldown: number of full ones at the end.
         model: ``(dim, layers, ffn, vace_layers)`` of the model it belongs to, or None for any.
         source: how it was obtained.
     """
 
     name: str
-    steps: int
+    sigmas: tuple[float, ...]
     first: tuple[float, ...]
     second: tuple[float, ...]
     context_first: tuple[float, ...]
     context_second: tuple[float, ...]
+    weight: tuple[float, ...] = (1.0, 1.0)
     staleness: float = 0.1
     spill: float = 0.1
     overhead: float = 0.02
     warmup: float = 0.15
+    cooldown: int = 2
     model: tuple[int, int, int, int] | None = None
     source: str = ""
 
     def __post_init__(self):
-        for name in ("first", "second", "context_first", "context_second"):
+        for name in (*CURVES, "sigmas"):
             values = tuple(float(v) for v in getattr(self, name))
             if len(values) < 2 or not all(math.isfinite(v) and v >= 0 for v in values):
                 raise ValueError(f"profile field {name} needs at least two finite values of 0 or more")
             object.__setattr__(self, name, values)
-        if type(self.steps) is not int or self.steps < 2:
-            raise ValueError(f"profile field steps must be a whole number of 2 or more, got {self.steps!r}")
+        if list(self.sigmas) != sorted(set(self.sigmas), reverse=True):
+            raise ValueError("profile field sigmas must fall from evaluation to evaluation")
         if self.model is not None:
             object.__setattr__(self, "model", tuple(self.model))
-        for name in ("staleness", "spill", "overhead", "warmup"):
+        for name in ("staleness", "spill", "overhead", "warmup", "cooldown"):
             if not 0 <= getattr(self, name) <= 10:
                 raise ValueError(f"profile field {name} must lie between 0 and 10, got {getattr(self, name)!r}")
 
-    def at(self, field: str, evaluations: int) -> np.ndarray:
-        """One of the four curves resampled and rescaled for a schedule of ``evaluations``, float64 ``[n]``."""
-        curve = np.asarray(getattr(self, field))
-        order = 2 if field.endswith("second") else 1
-        positions = np.linspace(0.0, 1.0, max(evaluations, 2))[:evaluations]
-        return np.interp(positions, np.linspace(0.0, 1.0, len(curve)), curve) * (self.steps / evaluations) ** order
+    def at(self, curve: str, sigmas: Sequence[float]) -> np.ndarray:
+        """One of the curves placed on another schedule and scaled to its steps, float64 ``[n]``.
+
+        Args:
+            sigmas: noise level of every evaluation, ``[n]``.
+        """
+        count = len(self.sigmas)
+        places = np.interp(np.asarray(sigmas), self.sigmas[::-1], np.arange(count)[::-1])
+        levels = np.unique(places)
+        # evaluations at one level (both stages of Heun) share its step
+        step = np.interp(places, levels, np.gradient(levels)) if len(levels) > 1 else np.ones(len(places))
+        values = getattr(self, curve)
+        order = 2 if curve.endswith("second") else 1
+        return np.interp(places, np.linspace(0, count - 1, len(values)), values) * step**order
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)

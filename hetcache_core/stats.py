@@ -145,7 +145,7 @@ class RunStats:
             return tuple(float(v) for v in np.mean([getattr(r, field) for r in recorders], axis=0))
 
         return replace(
-            like, name=name, steps=len(self.records), model=None, source="measured",
+            like, name=name, sigmas=tuple(r.sigma for r in self.records), model=None, source="measured",
             first=mean(edit, "first"), second=mean(edit, "second"),
             context_first=mean(context, "first"), context_second=mean(context, "second"),
         )  # fmt: skip

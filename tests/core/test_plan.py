@@ -115,9 +115,23 @@ def test_profiles_load_by_name_and_file_and_say_what_is_wrong(tmp_path):
         ErrorProfile.load(str(path))
 
 
-def test_profile_differences_scale_with_the_number_of_steps():
-    assert WAN.at("first", 25).sum() == pytest.approx(2 * 25 / 50 * WAN.at("first", 50).sum(), rel=0.1)
-    assert WAN.at("second", 25)[10] == pytest.approx(4 * WAN.at("second", 50)[20], rel=0.1)
+def test_profile_differences_scale_with_the_steps_of_a_schedule():
+    twice, same = (np.asarray(WAN.sigmas)[::k] for k in (2, 1))
+    np.testing.assert_allclose(WAN.at("first", same)[10], WAN.first[4], rtol=0.1)
+    assert WAN.at("first", twice)[5] == pytest.approx(2 * WAN.at("first", same)[10], rel=1e-6)
+    assert WAN.at("second", twice)[5] == pytest.approx(4 * WAN.at("second", same)[10], rel=1e-6)
+    assert WAN.at("weight", twice)[5] == pytest.approx(2 * WAN.at("weight", same)[10], rel=1e-6)
+
+
+def test_profiles_are_placed_by_sigma_also_on_a_part_of_a_schedule():
+    rest = np.asarray(WAN.sigmas)[20:]
+    np.testing.assert_allclose(WAN.at("second", rest), WAN.at("second", WAN.sigmas)[20:])
+
+
+def test_evaluations_at_one_sigma_get_the_same_values():
+    heun = np.repeat(np.asarray(WAN.sigmas)[10:20], 2)
+    values = WAN.at("second", heun)
+    assert np.isfinite(values).all() and np.array_equal(values[::2], values[1::2])
 
 
 def test_models_find_their_profile():
@@ -126,7 +140,7 @@ def test_models_find_their_profile():
 
 
 def test_holding_costs_more_than_extrapolating_where_change_is_steady():
-    steady = ErrorProfile("steady", 30, [0.1] * 30, [0.001] * 30, [0.05] * 30, [0.0005] * 30)
+    steady = ErrorProfile("steady", sigmas(30)[:-1], [0.1] * 30, [0.001] * 30, [0.05] * 30, [0.0005] * 30)
     held, extrapolated = (
         plan(sigmas(30), Costs(0.3), 3.0, rules(hold=hold), steady).predicted_error for hold in (True, False)
     )
