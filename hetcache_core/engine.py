@@ -64,7 +64,9 @@ class Engine:
         else:
             self._prepare(policy, setup)
         self.stats.preparation_seconds = time.perf_counter() - started
-        if reason and not policy.exact:
+        if not reason:
+            log.info("HetCache: %s", self.stats.outlook())
+        elif not policy.exact:
             log.warning("HetCache computes everything in full: %s", reason)
 
     def _prepare(self, policy: CachePolicy, setup: RunSetup) -> None:

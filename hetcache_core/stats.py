@@ -209,6 +209,16 @@ class RunStats:
         """Most bytes of kept predictions."""
         return max((r.forecast_bytes for r in self.records), default=0)
 
+    def outlook(self) -> str:
+        """What is planned, in one line, known before anything is sampled."""
+        counts = ", ".join(f"{self.planned.count(k)} {n}" for k, n in (("F", "full"), ("P", "partial"), ("R", "reuse")))
+        if self.predicted_speed is None:
+            return f"mask {self.mask_fraction:.0%}: full, partial or reuse decided online"
+        return (
+            f"{len(self.planned)} evaluations, mask {self.mask_fraction:.0%}: {counts}, predicted "
+            f"{self.predicted_speed:.2f}x, context memory {self.planned_context_bytes / 2**20:.0f} MB"
+        )
+
     def summary(self) -> str:
         """A few lines for a person."""
         done = self.decisions

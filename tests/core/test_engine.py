@@ -309,3 +309,11 @@ def test_a_lone_cold_full_evaluation_makes_speed_an_estimate():
     for record in engine.stats.records:
         record.seconds = 30.0 if record.decision == "F" else engine.stats.costs.partial
     assert engine.stats.speed == pytest.approx(6 / (1 + 5 * engine.stats.costs.partial))
+
+
+def test_the_outlook_is_known_before_sampling():
+    stats = Engine(CachePolicy(speed=3.0, warmup=2, profile="wan"), setup()).stats
+    planned = stats.planned
+    assert f"{planned.count('P')} partial" in stats.outlook() and "predicted" in stats.outlook()
+    assert f"{stats.planned_context_bytes / 2**20:.0f} MB" in stats.outlook()
+    assert "online" in Engine(CachePolicy(method="hetcache"), setup()).stats.outlook()
