@@ -3,9 +3,9 @@
     python -m benchmarks.quality --clips 32 --steps 30 --cfg 4 --speeds 2 3 4 --out benchmarks/results/quality-30.json
 
 Every clip is edited in full once; all other runs start from the same seed and are compared with that edit, inside the
-mask, in the ring around it, outside, and overall. Differences between methods are paired clip by clip. Speeds are against
-full evaluations timed in the same run, which a machine whose speed drifts changes least; the time of the clip's separate
-full run is kept beside. A run that was stopped goes on where it was.
+mask, in the ring around it, outside, and overall. Differences between methods are paired clip by clip. Speeds are
+against full evaluations timed in the same run, which a machine whose speed drifts changes least; the time of the clip's
+separate full run is kept beside. A run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
