@@ -34,7 +34,7 @@ def to_video(frames: np.ndarray) -> Tensor:
 
 
 def first_seed(frames: int, size: int) -> int:
-    """Where in TRAIN a size's seeds begin; the three sizes that are trained on do not share seeds."""
+    """Where in TRAIN a size's seeds begin; the sizes that are trained on do not share seeds."""
     return TRAIN[(frames * 7 + size) % 40 * 20_000]
 
 
