@@ -53,7 +53,7 @@ class Engine:
         self._key_weights: KeyWeights | None = None
         self._forecasts: dict[Hashable, Forecast] = {}
         self._evaluation = -1
-        self._decision, self._reason = FULL, ""
+        self._decision, self._reason, self._after_end = FULL, "", "after the end"
         self._partials_off = setup.no_partials
         self._selection: Tensor | None = None
         reason = why_full(policy, setup)
@@ -75,7 +75,7 @@ class Engine:
         tier = choose_tier(policy, setup)
         remembered = remember(classes, tier.share)
         if tier.share:
-            self.memory = ContextMemory(remembered, setup.grid.size, shape.attention_layers, tier)
+            self.memory = ContextMemory(remembered, setup.grid.size, shape.attention_layers, tier, setup.streams)
         pool = remembered.indices if self.memory else classes.context
         mode = policy.context_sampling
         if not self.memory and mode == "stalest":
@@ -170,7 +170,7 @@ class Engine:
                 self.memory.capture(layer, self.streams, key, value)
             except Exception as error:  # the generation itself does not need what could not be kept
                 self._mode = "idle"
-                self._give_up_partials(f"context could not be remembered ({_named(error)})")
+                self.give_up_partials(f"context could not be remembered ({_named(error)})")
         elif self._mode == "join":
             if self.memory:
                 key, value = self.memory.join(layer, self.streams, key, value)
@@ -195,7 +195,7 @@ class Engine:
         self._selection = None
         sigmas = self.setup.sigmas
         self._sigma = sigmas[evaluation] if evaluation < len(sigmas) else 0.0
-        self._decision, self._reason = (FULL, "after the end") if self.closed else self.method.decide(evaluation)
+        self._decision, self._reason = (FULL, self._after_end) if self.closed else self.method.decide(evaluation)
         if self._decision == PARTIAL and self._partials_off:
             self._decision, self._reason = FULL, self._partials_off
         if self.memory and self._decision != PARTIAL and not self._remembering:
@@ -212,9 +212,15 @@ class Engine:
             log.warning("HetCache goes on in full: %s", text)
         return text
 
-    def _give_up_partials(self, text: str) -> None:
+    def give_up(self, text: str) -> None:
+        """Compute the rest of this run in full; `text` says why."""
+        self._after_end = self._trouble(text)
+        self._decision, self._reason = FULL, text
+        self.close()
+
+    def give_up_partials(self, text: str) -> None:
         """No more partial evaluations in this run, this one's other streams included: guidance must not mix them."""
-        self._partials_off = self._trouble(text)
+        self._partials_off, self._mode = self._trouble(text), "idle"
         if self._decision == PARTIAL:
             self._decision, self._reason = FULL, text
         if self.memory:
@@ -237,7 +243,7 @@ class Engine:
         finally:
             self._mode = "idle"
         if output is None:  # outside the handler, whose traceback keeps the failed call's tensors alive
-            self._give_up_partials("out of memory while remembering context")
+            self.give_up_partials("out of memory while remembering context")
             output = compute(None)
         if self._evaluation < self.setup.evaluations - 1:
             self._record(sample, to_patches(output).float(), None)
@@ -266,7 +272,7 @@ class Engine:
             trouble = f"a partial evaluation failed ({_named(error)})"
         finally:
             self._mode = "idle"
-        self._give_up_partials(trouble)
+        self.give_up_partials(trouble)
         return None, trouble
 
     def _select(self) -> Tensor:

@@ -98,18 +98,21 @@ class ContextMemory:
         tokens: token count of the full grid.
         layers: self-attention layers of the model.
         tier: dtype, sharing and place.
+        streams: most streams kept; the budget was reckoned for so many, and a later one goes without.
     """
 
     remembered: RememberedContext
     tokens: int
     layers: int
     tier: MemoryTier = field(default_factory=MemoryTier)
+    streams: int = 2
 
     def __post_init__(self):
         self._entries: dict[tuple[int, Hashable], _Entry] = {}
         self._ahead: dict[tuple[int, Hashable], tuple[Tensor, Tensor, torch.cuda.Event]] = {}
         self._slots: Tensor | None = None
         self._owner: Hashable | None = None
+        self._kept: set[Hashable] = set()
         self._copy_stream: torch.cuda.Stream | None = None
         self.peak_bytes = 0
 
@@ -127,6 +130,7 @@ class ContextMemory:
         """Let everything go."""
         self._entries.clear()
         self._ahead.clear()
+        self._kept.clear()
         self._owner = None
 
     # ---- full evaluations
@@ -146,6 +150,9 @@ class ContextMemory:
         for stream, k, v in zip(streams, key.chunk(len(streams)), value.chunk(len(streams)), strict=True):
             if self.tier.shared and stream != self._owner:
                 continue
+            if stream not in self._kept and len(self._kept) >= self.streams:
+                continue
+            self._kept.add(stream)
             self._store((layer, self._key(stream)), *(t.index_select(1, self.remembered.indices) for t in (k, v)))
         self.peak_bytes = max(self.peak_bytes, self.bytes)
 

@@ -188,6 +188,8 @@ class RunStats:
 
         Where no fair full evaluation was timed, its price follows from the partial ones' and the cost model.
         """
+        if not self.decisions.strip(FULL):
+            return 1.0
         seconds, full = self.seconds, self.seconds_of(FULL)
         if self.speed_is_estimated:
             fair = self.seconds_of(PARTIAL) / self.costs.partial

@@ -1,0 +1,215 @@
+"""HetCache on ComfyUI: Wan 2.1 and 2.2 models, VACE or not, in the host's own samplers.
+
+    from hetcache_core import CachePolicy
+    from hetcache_core.hosts import comfyui as host
+
+    patched, report = host.apply(model, CachePolicy(speed=3.0))       # a ModelPatcher goes in, a clone comes out
+    ...                                                               # sample with it as with any model
+    print(report.runs[-1].summary())
+
+Wrappers only: one lives on the model and surrounds a sampling run, the others are born with the run and end with it.
+The model's own forward does the computing, on everything or on packed patches; attention goes through the host's
+override slot. No class or module is replaced and no forward is copied.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import comfy.model_patcher
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+from torch import Tensor
+
+from ..costs import ModelShape
+from ..engine import Engine
+from ..memory import NO_MEMORY
+from ..packing import gather_rows, pack, pack_timesteps, pad_to_patches
+from ..plan import Plan
+from ..policy import CachePolicy
+from ..profile import ErrorProfile
+from ..setup import RunSetup
+from ..stats import RunStats
+from ..tokens import TokenGrid
+from .comfyui_attention import SelfAttention
+from .comfyui_schedule import EvaluationSchedule
+from .comfyui_setup import Call, Sampling, read_setup, why_replaced, why_untouched, why_whole_run
+
+KEY = "hetcache"
+log = logging.getLogger("hetcache")
+
+
+@dataclass(eq=False)
+class Report:
+    """What became of the sampling runs through a patched model.
+
+    Args:
+        untouched: why the model is left alone, or empty.
+        runs: statistics of every run since the last prompt began, the one under way included.
+    """
+
+    untouched: str = ""
+    runs: list[RunStats] = field(default_factory=list)
+    _prompt: Any = None
+
+    def __deepcopy__(self, memo: dict) -> Report:
+        return self  # older hosts copy a model's options with everything in them
+
+    def add(self, stats: RunStats, prompt: Any) -> None:
+        """Take in a run; runs of an earlier prompt are let go."""
+        if prompt is None or prompt != self._prompt:
+            self.runs, self._prompt = [], prompt
+        self.runs.append(stats)
+
+
+def apply(model: comfy.model_patcher.ModelPatcher, policy: CachePolicy, mask: Tensor | None = None):
+    """Patch a model for faster masked edits. Applying again replaces what was applied before.
+
+    Args:
+        model: any model of the host; all but the stock Wan models come back untouched, with the reason in the report.
+        policy: what is wanted.
+        mask: 1 = generate, pixels ``[F, H, W]`` of any size. None: found in the latent's noise mask, the VACE control
+            or the image-to-video input, in this order.
+
+    Returns:
+        A clone of the model, and the :class:`Report` its runs will fill.
+
+    Raises:
+        ValueError: the policy names an error profile that cannot be read.
+    """
+    patched, report = model.clone(), Report()
+    patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    report.untouched = why_untouched(patched)
+    if report.untouched:
+        log.warning("HetCache leaves this model as it is: %s", report.untouched)
+        return patched, report
+    if policy.profile != "auto":
+        ErrorProfile.load(policy.profile)
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _Patch(policy, mask, report))
+    return patched, report
+
+
+class _Patch:
+    """The wrapper around a whole sampling run; holds settings, never state."""
+
+    def __init__(self, policy: CachePolicy, mask: Tensor | None, report: Report):
+        self.policy, self.mask, self.report = policy, mask, report
+
+    def __deepcopy__(self, memo: dict) -> _Patch:
+        return self
+
+    def __call__(self, executor, *args, **kwargs):
+        sampling = Sampling.of(executor.class_obj, args, kwargs)
+        if len(sampling.sigmas) < 2:
+            return executor(*args, **kwargs)
+        reason = why_whole_run(sampling)
+        if reason:
+            self._decline(sampling, reason)
+            return executor(*args, **kwargs)
+        guider = sampling.guider
+        run, kept = _Run(self, sampling), guider.model_options
+        guider.model_options = comfy.model_patcher.create_model_options_clone(kept)
+        for kind, wrapper in ((WrappersMP.PREDICT_NOISE, run.predict_noise), (WrappersMP.DIFFUSION_MODEL, run.forward)):
+            add_wrapper_with_key(kind, KEY, wrapper, guider.model_options, is_model_options=True)
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            run.close()
+            guider.model_options = kept
+
+    def _decline(self, sampling: Sampling, reason: str) -> None:
+        """Leave a run to the host entirely, and say why."""
+        stats = RunStats(self.policy, TokenGrid.of_latent(sampling.noise), None)
+        stats.begin(Plan.full(len(sampling.sigmas) - 1, reason), NO_MEMORY, 0, reason)
+        self.report.add(stats, sampling.prompt)
+        log.warning("HetCache computes everything in full: %s", reason)
+
+
+class _Run:
+    """State of one sampling run."""
+
+    def __init__(self, patch: _Patch, sampling: Sampling):
+        self.patch, self.sampling = patch, sampling
+        self.schedule: EvaluationSchedule | None = None
+        self.engine: Engine | None = None
+        self._evaluation, self._sigma = -1, 0.0
+        self._served: set[Hashable] = set()
+
+    def close(self) -> None:
+        if self.engine is not None:
+            self.engine.close()
+
+    def predict_noise(self, executor, x, timestep, *args, **kwargs):
+        """Count evaluations: the sampler asks once for each, before guidance splits it into streams."""
+        self._evaluation, self._sigma = self._evaluation + 1, float(timestep.max())
+        self._served.clear()
+        return executor(x, timestep, *args, **kwargs)
+
+    def forward(self, executor, *args, **kwargs):
+        """Answer one call of the model."""
+        call = Call.of(executor, args, kwargs)
+        if self.engine is None and self._evaluation >= 0:
+            self._begin(call)
+        engine, streams = self.engine, call.streams
+        if engine is None or self._served.intersection(streams) or not self._fits(call):
+            return executor(*args, **kwargs)
+        self._served.update(streams)
+        compute = partial(self._compute, call)
+        output = engine.evaluate(self._evaluation, streams, pad_to_patches(call.x), compute)
+        return output[..., : call.x.shape[-2], : call.x.shape[-1]]
+
+    def _begin(self, call: Call) -> None:
+        self._shape, policy = call.x.shape[1:], self.patch.policy
+        self.schedule = EvaluationSchedule.of(self.sampling)
+        try:
+            self.engine = Engine(policy, read_setup(call, self.sampling, self.schedule, policy, self.patch.mask))
+        except Exception as error:  # a run that works without us works with us
+            reason = f"setting up failed ({type(error).__name__}: {error})"
+            grid = TokenGrid.of_latent(call.x)
+            self.engine = Engine(policy, RunSetup(grid, self.schedule.sigmas, ModelShape(1, 1, 1), reason=reason))
+        self.patch.report.add(self.engine.stats, self.sampling.prompt)
+        if call.x.is_cuda and self.engine.stats.planned_context_bytes:
+            self.sampling.make_room(self.engine.stats.planned_context_bytes, call.x.device)
+
+    def _fits(self, call: Call) -> bool:
+        """Whether this call belongs to the plan; where one does not, the plan is given up or the call passed on."""
+        if self.engine.closed or self.engine.exact:
+            return True
+        if not self.schedule.has(self._evaluation, self._sigma):
+            self.engine.give_up("the sampler left its schedule")
+        elif why_replaced(call.model):
+            self.engine.give_up(why_replaced(call.model))
+        return call.x.shape[1:] == self._shape
+
+    def _compute(self, call: Call, selection: Tensor | None) -> Tensor:
+        options = call.transformer_options
+        if self.engine.routes_attention:
+            tokens = TokenGrid.of_latent(call.x).size if selection is None else len(selection)
+            options = {**options, SelfAttention.SLOT: SelfAttention(self.engine, call.model, tokens, options)}
+        if selection is None:
+            return pad_to_patches(call.proceed(options))
+        frames, height, width = call.x.shape[-3:]
+        x, extra = pad_to_patches(call.x), dict(call.extra)
+        if extra.get("vace_context") is not None:
+            extra["vace_context"] = pack(pad_to_patches(extra["vace_context"]), selection)
+        rotary = call.model.rope_encode(
+            frames, height, width, device=x.device, dtype=x.dtype, transformer_options=options
+        )
+        return call.model.forward_orig(
+            pack(x, selection),
+            pack_timesteps(call.timestep, selection, *_per_frame(x)),
+            call.context,
+            clip_fea=call.clip_fea,
+            freqs=gather_rows(rotary, selection),
+            transformer_options=options,
+            **extra,
+        )
+
+
+def _per_frame(x: Tensor) -> tuple[int, int]:
+    """Tokens of a frame and of the clip."""
+    grid = TokenGrid.of_latent(x)
+    return grid.height * grid.width, grid.size
