@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from functools import partial
-
 import numpy as np
 import torch
 from torch import Tensor
 
 import nano
+from demo.models import Edit, Model
 from hetcache_core import CachePolicy
-from hetcache_core.hosts import diffusers as host
 from hetcache_core.packing import to_patches
 from hetcache_core.stats import RunStats
 from nano import text
@@ -38,43 +35,30 @@ class LatentEdit:
     """
 
     def __init__(self, clip: Clip, cfg: float, seed: int = 7):
-        self.clip, self.cfg, self.seed = clip, cfg, seed
+        self.clip, self._edit = clip, Edit(clip.video, clip.mask, cfg, seed)
         self._encoded: Tensor | None = None
 
-    @torch.inference_mode()
     def sample(self, steps: int, policy: CachePolicy | None) -> tuple[Tensor, RunStats | None]:
         """The edited latent ``[1, 16, T, H, W]`` and the run's statistics; without a policy, of the untouched model."""
         pipe, clip = pipeline(), self.clip
-        frames, height, width = clip.mask.shape
-        encode = pipe.prepare_video_latents
+        model = Model("nano", pipe, text.encode(clip.prompt), text.encode(""))
+        pipe.prepare_video_latents = self._once(pipe.prepare_video_latents)
+        try:
+            with torch.inference_mode():
+                latents, stats = self._edit.sample(model, steps, policy, decode=False)
+        finally:
+            del pipe.prepare_video_latents
+        return latents[None], stats
 
-        def once(*args, **kwargs):
+    def _once(self, encode):
+        """Encode the clip the first time only, whichever run asks."""
+
+        def prepare_video_latents(*args, **kwargs):
             if self._encoded is None:
                 self._encoded = encode(*args, **kwargs)
             return self._encoded
 
-        pipe.prepare_video_latents = once
-        try:
-            streams = 2 if self.cfg > 1 else 1
-            mask = torch.from_numpy(clip.mask).float()
-            apply = partial(host.apply, pipe, policy, mask, streams=streams) if policy else nullcontext
-            with apply() as handle:
-                latents = pipe(
-                    video=np.where(clip.mask[..., None], 0.5, clip.video / 255).astype(np.float32)[None],
-                    mask=clip.mask[None, ..., None].astype(np.float32),
-                    height=height,
-                    width=width,
-                    num_frames=frames,
-                    num_inference_steps=steps,
-                    guidance_scale=self.cfg,
-                    generator=torch.Generator().manual_seed(self.seed),
-                    prompt_embeds=text.encode(clip.prompt),
-                    negative_prompt_embeds=text.encode(""),
-                    output_type="latent",
-                ).frames
-                return latents, handle.stats if handle else None
-        finally:
-            del pipe.prepare_video_latents
+        return prepare_video_latents
 
     @staticmethod
     @torch.inference_mode()

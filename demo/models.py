@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,16 +85,17 @@ class Edit:
         self,
         model: Model,
         steps: int,
-        policy: CachePolicy,
-        progress: Callable[[], object],
+        policy: CachePolicy | None,
+        progress: Callable[[], object] = lambda: None,
         decode: bool = True,
-    ) -> tuple[np.ndarray, RunStats]:
+    ) -> tuple[np.ndarray, RunStats | None]:
         """Make the edit once.
 
         Args:
             model: what to make it with.
             steps: denoising steps.
-            policy: how to cache; a speed of 1 computes everything and is timed the same way.
+            policy: how to cache; a speed of 1 computes everything and is timed the same way. None leaves the model
+                alone.
             progress: called without arguments after every step.
             decode: whether pixels are wanted.
 
@@ -111,7 +112,8 @@ class Edit:
 
         # The host would find the mask in the control latents too, but there only one frame in four is to be seen.
         known = {"mask": torch.from_numpy(self.mask), "streams": 2 if self.cfg > 1 else 1}
-        with host.apply(model.pipe.transformer, policy, scheduler=model.pipe.scheduler, **known) as handle:
+        patch = nullcontext() if policy is None else host.apply(model.pipe, policy, **known)
+        with patch as handle:
             result = model.pipe(
                 video=video[None],
                 mask=self.mask[None, ..., None].astype(np.float32),
@@ -126,7 +128,7 @@ class Edit:
                 callback_on_step_end=after_step,
                 output_type="np" if decode else "latent",
             )
-            return result.frames[0], handle.stats
+            return result.frames[0], handle.stats if handle else None
 
 
 @contextmanager

@@ -1,0 +1,11 @@
+"""The nodes, one file each; `all_nodes` is the only place that knows them all. Importing this loads nothing."""
+
+
+def all_nodes() -> list[type]:
+    """Every node class, in the order of a workflow. Needs the host."""
+    from .demo_model import DemoModel
+    from .patch_model import PatchModel
+    from .policy_settings import PolicySettings
+    from .stats import Stats
+
+    return [PolicySettings, PatchModel, Stats, DemoModel]

@@ -1,0 +1,108 @@
+"""Cache Policy Settings: one slider, and what lies behind it for those who want to look."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..hetcache_core.policy import PRESETS, CachePolicy
+from .compat import known
+from .types import CATEGORY, Policy
+
+AUTO = -1  # of a number that is chosen for the run
+CUSTOM = "custom"
+
+
+def _whole(name: str, high: int, tooltip: str, low: int = AUTO, default: int = AUTO):
+    note = f" {AUTO} chooses for you." if low == AUTO else ""
+    return io.Int.Input(name, **known(io.Int.Input, default=default, min=low, max=high, optional=True, advanced=True,
+                                      tooltip=tooltip + note))  # fmt: skip
+
+
+def _share(name: str, tooltip: str, default: float = AUTO):
+    low, note = (AUTO, f" {AUTO} chooses for you.") if default == AUTO else (0.0, "")
+    return io.Float.Input(name, **known(io.Float.Input, default=default, min=low, max=1.0, step=0.01, optional=True,
+                                        advanced=True, tooltip=tooltip + note))  # fmt: skip
+
+
+def _switch(name: str, default: bool, tooltip: str):
+    return io.Boolean.Input(name, **known(io.Boolean.Input, default=default, optional=True, advanced=True,
+                                          tooltip=tooltip))  # fmt: skip
+
+
+def _text(name: str, default: str, tooltip: str):
+    return io.String.Input(name, **known(io.String.Input, default=default, optional=True, advanced=True,
+                                         tooltip=tooltip))  # fmt: skip
+
+
+class PolicySettings(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HetCachePolicySettings",
+            display_name="Cache Policy Settings",
+            category=CATEGORY,
+            description="How much faster masked edits should be, and what may be traded for it. Connect it to HetCache "
+            "Patch Model; without it that node works as 'balanced'.",
+            inputs=[
+                io.Combo.Input("preset", options=[CUSTOM, *PRESETS], default=CUSTOM,
+                               tooltip="custom: what is set below counts. exact, quality (2x), balanced (3x), fast "
+                               "(4x) and few-step (2x, for 4 to 8 steps) are complete settings; with them only the "
+                               "memory budget below counts."),
+                io.Float.Input("speed", default=3.0, min=1.0, max=8.0, step=0.1,
+                               display_mode=io.NumberDisplay.slider,
+                               tooltip="How many times faster sampling should be. 1.0 gives the very same picture as "
+                               "without this pack; 2 is hard to tell from it, 4 changes fine detail inside the mask. "
+                               "When a clip does not allow it, Cache Stats says what was reached and why."),
+                io.Float.Input("memory_budget_mb", default=2048.0, min=0.0, max=65536.0, step=64.0,
+                               tooltip="Most graphics memory, in megabytes, for remembering the unchanged part of the "
+                               "clip. More keeps the edit better tied to its surroundings; 0 remembers nothing."),
+                io.DynamicCombo.Input("method", tooltip="plan: every step is planned beforehand to reach the speed. "
+                                      "hetcache: the HetCache paper's way, which decides while sampling by thresholds "
+                                      "and takes no target speed. off: no caching.",
+                                      options=[
+                    io.DynamicCombo.Option("plan", []),
+                    io.DynamicCombo.Option("hetcache", [
+                        io.Float.Input("threshold", default=0.10, min=0.0, max=10.0, step=0.01,
+                                       tooltip="How much a step may change before it is computed. Higher is faster."),
+                        io.Float.Input("partial_factor", default=1.5, min=1.0, max=10.0, step=0.1,
+                                       tooltip="Up to this many thresholds only the masked region is computed, beyond "
+                                       "it everything."),
+                    ]),
+                    io.DynamicCombo.Option("off", []),
+                ]),
+                _whole("warmup", 100, "Steps computed in full at the start, where the picture takes shape."),
+                _whole("cooldown", 100, "Steps computed in full at the end; they mend the seam around the mask."),
+                _whole("max_reuse", 20, "Most steps in a row for which nothing is computed. 0 forbids it: softer "
+                       "motion and texture are the price of long runs."),
+                _whole("refresh", 100, "Most steps from one full step to the next."),
+                _whole("margin_space", 16, "Rings of 16 pixels around the mask computed with it. More blends the edge "
+                       "better and is slower.", 0, 0),
+                _whole("margin_time", 16, "Latent frames (4 frames each) before and after the mask computed with it.",
+                       0, 0),
+                _share("context_share", "Share of the surroundings looked at afresh on partial steps."),
+                _switch("partials", True, "Allow steps that compute the masked region only. Off leaves plain step "
+                        "caching."),
+                _switch("memory_offload", False, "Remember the surroundings in the computer's memory instead of the "
+                        "graphics card's."),
+                _share("mask_threshold", "Mask values above this are edited.", 0.1),
+                _share("max_mask_fraction", "Masks that cover more of the clip than this are computed in full.", 0.9),
+                _text("schedule", "", "The steps themselves, a letter each: F full, P masked region only, R reuse, as in "
+                      "FFRPRF. Overrides the speed."),
+                _text("profile", "auto", "Measured error profile of your model: a JSON file, or auto."),
+            ],
+            outputs=[Policy.Output(display_name="policy", tooltip="Connect to HetCache Patch Model.")],
+        )
+
+    @classmethod
+    def execute(cls, preset: str, speed: float, memory_budget_mb: float, method: dict, **fine) -> io.NodeOutput:
+        return io.NodeOutput(make_policy(preset, speed, memory_budget_mb, method, **fine))
+
+
+def make_policy(preset: str, speed: float, memory_budget_mb: float, method: dict | str, **fine) -> CachePolicy:
+    """The policy of these settings; ValueError says which of them is out of range."""
+    if preset != CUSTOM:
+        return CachePolicy.preset(preset, memory_budget_mb=memory_budget_mb)
+    chosen = dict(method) if isinstance(method, dict) else {"method": method}
+    fine = {name: value for name, value in fine.items() if not (type(value) in (int, float) and value == AUTO)}
+    fine |= {name: fine[name].strip() for name in ("schedule", "profile") if name in fine}
+    return CachePolicy(speed=speed, memory_budget_mb=memory_budget_mb, **{**chosen, **fine})
