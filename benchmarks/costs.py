@@ -150,7 +150,8 @@ def main() -> None:
                     f"deciding {row['deciding_over_full']:.2%}",
                     flush=True,
                 )
-    args.out.write_text(json.dumps({"machine": describe(), "rows": rows}, indent=1) + "\n")
+    settings = {"rounds": args.rounds, "plan": PLAN, "latent": GRID}
+    args.out.write_text(json.dumps({"machine": describe(), "settings": settings, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

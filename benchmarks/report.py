@@ -1,4 +1,4 @@
-"""Write the README's results section from the committed results, so that no number in it is typed by hand.
+"""Write the results into README.md and nano/README.md from the committed files, so that no number is typed by hand.
 
 python -m benchmarks.report
 """
@@ -65,26 +65,57 @@ def costs_table(result: dict) -> list[str]:
     return lines
 
 
-def section() -> str:
-    """The whole section, markers included."""
-    parts = []
-    for path in sorted(RESULTS.glob("quality-*.json"), reverse=True):
-        parts.append("\n".join(quality_table(json.loads(path.read_text()))))
-    costs = RESULTS / "costs.json"
-    if costs.exists():
-        parts.append("\n".join(costs_table(json.loads(costs.read_text()))))
-    return "\n\n".join([BEGIN, *parts, END])
+def nano_table(result: dict) -> list[str]:
+    """What was measured of nano itself."""
+    lines = [
+        "| | clips | fill has the colour | and the shape | context PSNR | VAE PSNR | judge on source: colour, shape | "
+        "judge on VAE |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for size, row in result.items():
+        if "rows" not in row:
+            continue
+        judged = (f"{row[who]['colour']:.0%}, {row[who]['shape']:.0%}" for who in ("judge_on_source", "judge_on_vae"))
+        lines.append(
+            f"| {size} | {row['clips']} | {row['colour']:.0%} | {row['shape']:.0%} | {row['context_psnr']:.1f} dB | "
+            f"{row['vae_psnr']:.1f} dB | {' | '.join(judged)} |"
+        )
+    run = result["settings"]
+    lines += [
+        "",
+        f"Held-out clips, {run['steps']} steps, cfg {run['cfg']:g}, flow shift {run['flow_shift']:g}, "
+        f"{run['arithmetic']} (`results.json`). The VAE alone on the demo's real clip, which it never saw: "
+        f"{result['real']['vae_psnr']:.1f} dB.",
+    ]
+    return lines
 
 
-def updated(readme: str) -> str:
-    """A README's text with its results section made anew."""
-    before, _, rest = readme.partition(BEGIN)
-    return before + section() + rest.partition(END)[2]
+def sections() -> dict[Path, str]:
+    """The page that shows results -> its results section."""
+    parts = [quality_table(read(path)) for path in sorted(RESULTS.glob("quality-*.json"), reverse=True)]
+    parts.append(costs_table(read(RESULTS / "costs.json")))
+    return {
+        ROOT / "README.md": "\n\n".join("\n".join(part) for part in parts),
+        ROOT / "nano" / "README.md": "\n".join(nano_table(read(ROOT / "nano" / "results.json"))),
+    }
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def updated(page: str, section: str) -> str:
+    """A page's text with its results section made anew."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"the page has no section between {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n\n{section}\n\n{END}{after}"
 
 
 def main() -> None:
-    path = ROOT / "README.md"
-    path.write_text(updated(path.read_text()))
+    for path, section in sections().items():
+        path.write_text(updated(path.read_text(), section))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ from hetcache_core import CachePolicy
 README = Path(report.ROOT) / "README.md"
 
 
-def test_readme_shows_the_committed_results():
-    text = README.read_text()
-    assert report.updated(text) == text
+@pytest.mark.parametrize("page", report.sections(), ids=lambda path: str(path.relative_to(report.ROOT)))
+def test_pages_show_the_committed_results(page):
+    text = page.read_text()
+    assert report.updated(text, report.sections()[page]) == text
 
 
 def row(name, clip, psnr, speed=2.0):
