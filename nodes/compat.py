@@ -6,7 +6,7 @@ import inspect
 def known(cls: type, **kwargs) -> dict:
     """Those of `kwargs` that the constructor of `cls` takes.
 
-    Hosts before 0.9 know no `advanced` but pass `extra_dict` on to the same frontend, so it travels in there.
+    ComfyUI 0.8 has no `advanced`, but hands `extra_dict` on to the same frontend: there it travels in that.
     """
     takes = inspect.signature(cls).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
