@@ -1,0 +1,97 @@
+"""Runs inside ComfyUI's own Python, for `benchmarks.comfyui`: nano's edits through the pack's nodes and the host's.
+
+    python comfyui_runs.py COMFYUI_DIR ROOT TASKS.json
+
+TASKS holds ``sigmas``, ``cfg``, ``threads``, ``clips`` and ``runs``: name -> ``{}`` for full compute, or
+``{"policy": JSON}``, or ``{"easycache": threshold}``. Every clip's ``file`` becomes an npz with the decoded video of each
+run under its name, ``seconds.NAME`` of its sampling, and ``stats.NAME``, what HetCache said of it.
+"""
+
+import json
+import sys
+import time
+
+COMFYUI, ROOT, TASKS = sys.argv[1:4]
+sys.path[:0] = [COMFYUI, ROOT]
+sys.argv = [sys.argv[0], "--cpu"]
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import comfy.sample  # noqa: E402
+import comfy.samplers  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from comfy_extras.nodes_easycache import EasyCacheNode  # noqa: E402
+from comfy_extras.nodes_wan import WanVaceToVideo  # noqa: E402
+
+from hetcache_core import CachePolicy  # noqa: E402
+from hetcache_core.hosts import comfyui as host  # noqa: E402
+from nano.clips import HELD_OUT, TUNING, make_clip  # noqa: E402
+
+
+def load_pack():
+    """The pack's nodes, imported as ComfyUI imports them."""
+    sys.path.insert(2, f"{ROOT}/tests/comfyui")
+    import pack
+
+    return pack.load()[1]
+
+
+def patched(model, run: dict, mask: torch.Tensor):
+    """(model for this run, report or None)"""
+    if "policy" in run:
+        return host.apply(model, CachePolicy.from_json(run["policy"]), mask)
+    if "easycache" in run:
+        return EasyCacheNode.execute(model, run["easycache"], 0.15, 0.95, False).result[0], None
+    return model, None
+
+
+def edit(task: dict, demo, runs: dict, sigmas: torch.Tensor, cfg: float) -> dict:
+    """All runs of one clip."""
+    seeds = {"held-out": HELD_OUT, "tuning": TUNING}[task["split"]]
+    clip = make_clip(seeds[task["index"]], task["frames"], task["size"], task["size"], tuple(task["mask"]))
+    model, vae, positive, negative = demo.execute(*clip.prompt.split()).result[:4]
+    mask = torch.from_numpy(clip.mask).float()
+    video = torch.from_numpy(np.where(clip.mask[..., None], 0.5, clip.video / 255).astype(np.float32))
+    size = (task["size"], task["size"], task["frames"], 1, 1.0)
+    positive, negative, latent, _ = WanVaceToVideo.execute(
+        positive, negative, vae, *size, control_video=video, control_masks=mask
+    ).result
+    noise = comfy.sample.prepare_noise(latent["samples"], 7)
+
+    def sample(model, sigmas):
+        euler = comfy.samplers.ksampler("euler")
+        return comfy.samplers.sample(
+            model, noise, positive, negative, cfg, model.load_device, euler, sigmas, latent_image=latent["samples"],
+            seed=7, disable_pbar=True,
+        )  # fmt: skip
+
+    out = {"mask": clip.mask}
+    sample(model, sigmas[:3])  # warms up
+    for name, run in runs.items():
+        used, report = patched(model, run, mask)
+        began = time.perf_counter()
+        result = sample(used, sigmas)
+        out[f"seconds.{name}"] = time.perf_counter() - began
+        out[name] = vae.decode(result)[0].clamp(0, 1).numpy().astype(np.float16)
+        if report is not None:
+            out[f"stats.{name}"] = report.runs[-1].to_json()
+    return out
+
+
+@torch.inference_mode()
+def main() -> None:
+    with open(TASKS) as file:
+        tasks = json.load(file)
+    torch.set_num_threads(tasks["threads"])
+    demo, sigmas = load_pack()["HetCacheDemoModel"], torch.tensor(tasks["sigmas"])
+    for task in tasks["clips"]:
+        out = edit(task, demo, tasks["runs"], sigmas, tasks["cfg"])
+        np.savez(task["file"], **out)
+        seconds = {name: round(value, 2) for name, value in out.items() if name.startswith("seconds")}
+        print(json.dumps({"clip": task["index"], **seconds}), flush=True)
+
+
+main()
