@@ -3,8 +3,8 @@
     python comfyui_runs.py COMFYUI_DIR ROOT TASKS.json
 
 TASKS holds ``sigmas``, ``cfg``, ``threads``, ``clips`` and ``runs``: name -> ``{}`` for full compute, or
-``{"policy": JSON}``, or ``{"easycache": threshold}``. Every clip's ``file`` becomes an npz with the decoded video of each
-run under its name, ``seconds.NAME`` of its sampling, and ``stats.NAME``, what HetCache said of it.
+``{"policy": JSON}``, or ``{"easycache": threshold}``. Every clip's ``file`` becomes an npz with the decoded video of
+each run under its name, ``seconds.NAME`` of its sampling, and ``stats.NAME``, what HetCache said of it.
 """
 
 import json

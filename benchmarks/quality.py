@@ -14,7 +14,9 @@ import argparse
 import json
 import statistics
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +82,11 @@ def edit_clip(clip, policies: dict[str, CachePolicy], steps: int, cfg: float, se
     return rows
 
 
+def work(seed: int, clip, policies: dict[str, CachePolicy], steps: int, cfg: float) -> list[dict]:
+    """All runs of one clip, in a process of its own."""
+    return [{"clip": seed, **row} for row in edit_clip(clip, policies, steps, cfg, seed)]
+
+
 def summarise(rows: list[dict]) -> dict[str, dict]:
     """Per method: means over the clips and, against fewer steps at the same speed, the paired difference in dB."""
     names = list(dict.fromkeys(r["name"] for r in rows))
@@ -123,7 +130,8 @@ def main() -> None:
     parser.add_argument("--preset", default="balanced")
     parser.add_argument("--policy", default="{}", help="policy fields to change, as JSON")
     parser.add_argument("--no-ablations", action="store_true")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=1, help="clips at a time, each in a process of its own")
+    parser.add_argument("--threads", type=int, default=2, help="of each worker")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -136,10 +144,13 @@ def main() -> None:
             result["rows"] = before["rows"]
     done = {r["clip"] for r in result["rows"]}
     policies = variants(policy, list(args.speeds), not args.no_ablations)
-    for seed, clip in clips(args.split, args.clips, args.frames, args.size, tuple(args.mask), args.first):
-        if seed in done:
-            continue
-        result["rows"] += [{"clip": seed, **r} for r in edit_clip(clip, policies, args.steps, args.cfg, seed)]
+    held = clips(args.split, args.clips, args.frames, args.size, tuple(args.mask), args.first)
+    missing = [(seed, clip, policies, args.steps, args.cfg) for seed, clip in held if seed not in done]
+    pool = ProcessPoolExecutor(args.workers, get_context("spawn"), torch.set_num_threads, (args.threads,))
+    for future in as_completed([pool.submit(work, *task) for task in missing]):
+        rows = future.result()
+        seed = rows[0]["clip"]
+        result["rows"] += rows
         result["summary"] = summarise(result["rows"])
         args.out.write_text(json.dumps(result, indent=1) + "\n")
         latest = {k: f"{v['speed']:.2f}x {v['psnr_mask']:.1f}dB" for k, v in result["summary"].items() if k != "full"}
