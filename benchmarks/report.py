@@ -65,6 +65,31 @@ def costs_table(result: dict) -> list[str]:
     return lines
 
 
+def comfyui_table(result: dict) -> list[str]:
+    """Rows for the benchmark inside ComfyUI."""
+    settings, summary, machine = result["settings"], result["summary"], result["machine"]
+    best = summary["best_easycache"]
+    clips = len({row["clip"] for row in result["rows"]})
+    lines = [
+        f"**Inside ComfyUI**: {settings['steps']} steps, cfg {settings['cfg']:g}, {settings['size']}x{settings['size']}, "
+        f"{settings['frames']} frames, {clips} held-out clips, seconds of the sampler ({machine['device']}, "
+        f"{machine['threads']} threads):",
+        "",
+        "| | speed (measured) | PSNR mask |",
+        "|---|---|---|",
+    ]
+    labels = {
+        "hetcache": f"**HetCache, speed {settings['speed']:g}**",
+        best["run"]: f"EasyCache, threshold {best['run'].rpartition('-')[2]}, its best at that time",
+        "diffusers": "HetCache in diffusers, the same clips",
+    }
+    for run, label in labels.items():
+        speed = f"{summary[run]['speed']:.2f}x" if "speed" in summary[run] else ""
+        lines.append(f"| {label} | {speed} | {summary[run]['psnr_mask']:.1f} dB |")
+    lines += ["", f"HetCache over EasyCache, paired: {best['gain_mask']:+.1f} ± {best['gain_spread']:.1f} dB."]
+    return lines
+
+
 def nano_table(result: dict) -> list[str]:
     """What was measured of nano itself."""
     lines = [
@@ -93,7 +118,9 @@ def nano_table(result: dict) -> list[str]:
 def sections() -> dict[Path, str]:
     """The page that shows results -> its results section."""
     parts = [quality_table(read(path)) for path in sorted(RESULTS.glob("quality-*.json"), reverse=True)]
-    parts.append(costs_table(read(RESULTS / "costs.json")))
+    for name, table in (("comfyui", comfyui_table), ("costs", costs_table)):
+        if (RESULTS / f"{name}.json").exists():
+            parts.append(table(read(RESULTS / f"{name}.json")))
     return {
         ROOT / "README.md": "\n\n".join("\n".join(part) for part in parts),
         ROOT / "nano" / "README.md": "\n".join(nano_table(read(ROOT / "nano" / "results.json"))),

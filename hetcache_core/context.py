@@ -103,9 +103,14 @@ class ContextSampler:
         shift = 0.0 if self.mode == "stride" else (turn * _GOLDEN) % 1.0
         return self.pool[even_positions(len(self.pool), self.count, shift, self.pool.device)]
 
+    @property
+    def log_weights(self) -> Tensor:
+        """Log of how many tokens each picked one stands for, float32 ``[count]``."""
+        return torch.full((self.count,), math.log(len(self.pool) / max(self.count, 1)), device=self.pool.device)
+
 
 def even_positions(total: int, count: int, shift: float = 0.0, device: torch.device | None = None) -> Tensor:
     """``count`` different, evenly spaced, sorted positions below ``total``; ``shift`` in [0, 1) moves them all."""
-    step = total / count
+    step = total / max(count, 1)
     positions = (torch.arange(count, dtype=torch.float64) + shift) * step
     return positions.floor().long().clamp_(max=total - 1).to(device or torch.device("cpu"))

@@ -7,7 +7,6 @@ model (on everything, or on a selection of tokens), and routes self-attention th
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Hashable
 
@@ -25,6 +24,7 @@ from .packing import from_patches, to_patches, unpack
 from .plan import FULL, PARTIAL, REUSE, Plan, Rules, plan
 from .policy import CachePolicy
 from .profile import ErrorProfile
+from .semantic import MODES, SemanticSampler
 from .setup import RunSetup, choose_tier, tier_bytes, why_full
 from .stats import RunStats, Stopwatch
 
@@ -52,6 +52,7 @@ class Engine:
         self._mode = "idle"
         self._key_weights: KeyWeights | None = None
         self._forecasts: dict[Hashable, Forecast] = {}
+        self._watched = -1  # layer a semantic sampler looks at
         self._evaluation = -1
         self._decision, self._reason, self._after_end = FULL, "", "after the end"
         self._partials_off = setup.no_partials
@@ -83,8 +84,12 @@ class Engine:
         share = policy.context_share
         if share is None:  # on two tuning clips of nano, less beyond 3x paid for more partial evaluations
             share = 0.15 if policy.speed <= 3 else 0.05
-        self._sampler = ContextSampler(pool, mode, share)
         self._edited = classes.edited
+        if mode in MODES:
+            self._sampler = SemanticSampler(pool, classes.generative.nonzero().flatten(), mode, share)
+            self._watched = shape.attention_layers // 2
+        else:
+            self._sampler = ContextSampler(pool, mode, share)
         selected = len(self._edited) + self._sampler.count
         keys = len(self._edited) + len(remembered.indices) if self.memory else selected
         costs = Costs.of(shape, setup.grid.size, selected, keys, profile.overhead)
@@ -167,7 +172,7 @@ class Engine:
         """
         if self._mode == "capture":
             try:
-                self.memory.capture(layer, self.streams, key, value)
+                self._capture(layer, query, key, value)
             except Exception as error:  # the generation itself does not need what could not be kept
                 self._mode = "idle"
                 self.give_up_partials(f"context could not be remembered ({_named(error)})")
@@ -176,6 +181,12 @@ class Engine:
                 key, value = self.memory.join(layer, self.streams, key, value)
             return attend(query, key, value, self._key_weights)
         return attend(query, key, value, None)
+
+    def _capture(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
+        if self.memory:
+            self.memory.capture(layer, self.streams, key, value)
+        if layer == self._watched and self.streams[0] == next(iter(self._forecasts), self.streams[0]):
+            self._sampler.look(query, key, value)
 
     @property
     def routes_attention(self) -> bool:
@@ -204,7 +215,11 @@ class Engine:
     @property
     def _remembering(self) -> bool:
         """Whether context remembered now will be read before it is replaced."""
-        return self.memory is not None and not self._partials_off and self.method.expects_partial(self._evaluation)
+        return self.memory is not None and self._partials_ahead
+
+    @property
+    def _partials_ahead(self) -> bool:
+        return not self._partials_off and self.method.expects_partial(self._evaluation)
 
     def _trouble(self, text: str) -> str:
         """Say once what went wrong, in the log and in the statistics."""
@@ -234,7 +249,8 @@ class Engine:
             if self.policy.method == "measure":
                 self.stats.measure(self.streams[0], to_patches(output))
             return output
-        self._mode, output = "capture" if self._remembering else "idle", None
+        remembering = self._remembering or (self._watched >= 0 and self._partials_ahead)
+        self._mode, output = "capture" if remembering else "idle", None
         try:
             output = compute(None)
         except torch.OutOfMemoryError:
@@ -285,7 +301,7 @@ class Engine:
             bias = self.memory.log_weights()
         elif len(context):
             bias = torch.zeros(self.setup.grid.size, device=selection.device)
-            bias[context] = math.log(len(self.setup.classes.context) / len(context))
+            bias[context] = self._sampler.log_weights
             bias = bias[selection]
         self._key_weights = None if bias is None else KeyWeights.of(bias)
         return selection

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .context import SAMPLING
+from .semantic import MODES
 
 METHODS = ("plan", "hetcache", "measure", "off")
 FEW_STEPS = 8
@@ -34,7 +35,9 @@ class CachePolicy:
         partials: whether partial evaluations are allowed.
         margin_space, margin_time: rings of margin tokens (16 pixels each) and margin latent frames.
         context_share: share of the context each partial evaluation computes again; less at higher speeds when None.
-        context_sampling: which: ``none``, ``stride``, ``rotating``, ``stalest``.
+        context_sampling: which: ``none``, ``stride``, ``rotating``, ``stalest``; or, as in the HetCache paper, chosen
+            at full evaluations by K-Means over what they show (``kmeans``), by how much the edit attends to them
+            (``attention``), or ``both``.
         memory_share: share of the context kept as keys and values, 0 to 1.
         memory_fp8, memory_shared, memory_offload: kept as float8; one copy for all streams; kept in host memory.
         forecast_order: 1 extrapolates predictions along the evaluation index, 0 holds them.
@@ -158,7 +161,7 @@ _WHOLE = ("warmup", "cooldown", "max_reuse", "refresh", "margin_space", "margin_
 _YES_NO = (None, True, False)
 _CHOICES = (
     ("method", METHODS),
-    ("context_sampling", SAMPLING),
+    ("context_sampling", SAMPLING + MODES),
     ("forecast_quantity", (None, "v", "x0")),
     ("memory_fp8", _YES_NO),
     ("memory_shared", _YES_NO),

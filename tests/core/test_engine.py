@@ -317,3 +317,13 @@ def test_the_outlook_is_known_before_sampling():
     assert f"{planned.count('P')} partial" in stats.outlook() and "predicted" in stats.outlook()
     assert f"{stats.planned_context_bytes / 2**20:.0f} MB" in stats.outlook()
     assert "online" in Engine(CachePolicy(method="hetcache"), setup()).stats.outlook()
+
+
+@pytest.mark.parametrize("mode", ["kmeans", "attention", "both"])
+@pytest.mark.parametrize("memory", [0.0, None])
+def test_semantic_context_is_chosen_at_full_evaluations(mode, memory):
+    policy = CachePolicy(schedule="FFPRPFPF", context_sampling=mode, context_share=0.2, memory_share=memory)
+    engine, model, _ = whole_run(policy, steps=8)
+    assert engine.stats.decisions == "FFPRPFPF" and not engine.stats.warnings
+    context = round(0.2 * len(engine.setup.classes.context))
+    assert {n for _, n in model.calls if n} == {len(engine.setup.classes.edited) + context}
