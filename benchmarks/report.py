@@ -71,9 +71,9 @@ def comfyui_table(result: dict) -> list[str]:
     best = summary["best_easycache"]
     clips = len({row["clip"] for row in result["rows"]})
     lines = [
-        f"**Inside ComfyUI**: {settings['steps']} steps, cfg {settings['cfg']:g}, {settings['size']}x{settings['size']}, "
-        f"{settings['frames']} frames, {clips} held-out clips, seconds of the sampler ({machine['device']}, "
-        f"{machine['threads']} threads):",
+        f"**Inside ComfyUI**: {settings['steps']} steps, cfg {settings['cfg']:g}, {settings['size']}x"
+        f"{settings['size']}, {settings['frames']} frames, {clips} held-out clips, seconds of the sampler "
+        f"({machine['device']}, {machine['threads']} threads):",
         "",
         "| | speed (measured) | PSNR mask |",
         "|---|---|---|",

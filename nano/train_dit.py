@@ -36,7 +36,7 @@ STAGES = {
 GENERATIVE_WEIGHT, CONTEXT_WEIGHT = 1.0, 0.5
 PROMPT_DROPOUT = 0.12
 SIGMA_SHIFT = 5.0
-HOLD = 0.9  # progress at which the learning rate begins to fall
+HOLD = 0.85  # progress at which the learning rate begins to fall
 EMA = 0.993
 
 

@@ -9,6 +9,7 @@ import torch
 from nano import text
 from nano.clips import HELD_OUT, MASK_FRACTION, TRAIN, TUNING, make_clip
 from nano.latents import first_seed
+from nano.natural import film_clip, natural_clip
 from nano.shapes import COLOURS, PROMPTS, SHAPES, coverage
 from nano.train_dit import STAGES
 
@@ -26,6 +27,14 @@ def test_shapes_and_types():
     assert clip.video.shape == (9, 64, 48, 3) and clip.video.dtype == np.uint8
     assert clip.mask.shape == (9, 64, 48) and clip.mask.dtype == bool
     assert clip.prompt in PROMPTS
+
+
+@pytest.mark.parametrize("make", [natural_clip, film_clip])
+def test_natural_clips(make):
+    clips = [make(seed, 9, 64, 48) for seed in range(20)]
+    assert all(clip.shape == (9, 64, 48, 3) and clip.dtype == np.uint8 for clip in clips)
+    assert np.array_equal(clips[3], make(3, 9, 64, 48)) and not np.array_equal(clips[3], clips[4])
+    assert np.mean([clip.std() for clip in clips]) > 20 and any((clip != clip[:1]).any() for clip in clips)
 
 
 def test_mask_and_target():
