@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from demo.errors import InputError
-from demo.media import Clip, fit, read_video
+from .errors import InputError
+from .media import Clip, fit, read_video
 
 
 def moving_mask(frames: int, height: int, width: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from demo.errors import InputError
+from .errors import InputError
 
 TILE = 16  # pixels a token covers, each way: 8 of the VAE times 2 of the patch
 STRIDE = 4  # pixel frames a latent frame covers, but for the first one, which stands alone

@@ -21,6 +21,7 @@ HUE_WIDTH = 28.0  # degrees to either side
 AREA = {"circle": np.pi * 0.92**2, "square": 1.56**2, "triangle": 0.75 * 3**0.5, "star": 5 * 0.42 * np.sin(np.pi / 5)}
 PERIOD = {"circle": 1.0, "square": 90.0, "triangle": 120.0, "star": 72.0}  # degrees after which a shape repeats
 MIN_PIXELS = 12
+ANGLE_STEP = 2.5  # degrees; a square 4 degrees off the nearest angle tried loses 6% of its overlap, a disc nothing
 
 
 def hue(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -44,7 +45,7 @@ def overlap(piece: np.ndarray) -> dict[str, float]:
     area, centre, best = piece.sum(), ndimage.center_of_mass(piece), {}
     for shape in SHAPES:
         radius, scores = float(np.sqrt(area / AREA[shape])), []
-        for angle in np.arange(0, PERIOD[shape], 7.5):
+        for angle in np.arange(0, PERIOD[shape], ANGLE_STEP):
             part, box = coverage(shape, *piece.shape, centre, radius, np.radians(angle))
             inside = piece[box]
             both = np.minimum(part, inside).sum()

@@ -27,16 +27,16 @@ from .train_vae import load_encoder
 # Steps of all sizes cost much the same. Short clips show the most shapes per second, long ones what lasts.
 KNOTS = (0.0, 0.35, 0.55, 0.9, 1.0)
 STAGES = {
-    (5, 96): (20, (0.0, 0.0, 0.40, 0.35, 0.20)),
-    (5, 192): (5, (0.0, 0.0, 0.30, 0.35, 0.20)),
+    (5, 96): (20, (0.0, 0.0, 0.40, 0.35, 0.35)),
+    (5, 192): (5, (0.0, 0.0, 0.30, 0.35, 0.25)),
     (17, 96): (8, (1.0, 1.0, 0.15, 0.10, 0.20)),
-    (17, 192): (2, (0.0, 0.0, 0.10, 0.10, 0.20)),
-    (33, 192): (1, (0.0, 0.0, 0.05, 0.10, 0.20)),
+    (17, 192): (2, (0.0, 0.0, 0.10, 0.10, 0.10)),
+    (33, 192): (1, (0.0, 0.0, 0.05, 0.10, 0.10)),
 }
 GENERATIVE_WEIGHT, CONTEXT_WEIGHT = 1.0, 0.5
 PROMPT_DROPOUT = 0.12
-SIGMA_SHIFT = 5.0
-HOLD = 0.85  # progress at which the learning rate begins to fall
+SIGMA_SHIFT = 3.0
+HOLD = 0.93  # progress at which the learning rate begins to fall
 EMA = 0.993
 
 

@@ -86,8 +86,8 @@ class PolicySettings(io.ComfyNode):
                         "graphics card's."),
                 _share("mask_threshold", "Mask values above this are edited.", 0.1),
                 _share("max_mask_fraction", "Masks that cover more of the clip than this are computed in full.", 0.9),
-                _text("schedule", "", "The steps themselves, a letter each: F full, P masked region only, R reuse, as in "
-                      "FFRPRF. Overrides the speed."),
+                _text("schedule", "", "The steps themselves, a letter each: F full, P masked region only, R reuse, as "
+                      "in FFRPRF. Overrides the speed."),
                 _text("profile", "auto", "Measured error profile of your model: a JSON file, or auto."),
             ],
             outputs=[Policy.Output(display_name="policy", tooltip="Connect to HetCache Patch Model.")],

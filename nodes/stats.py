@@ -21,9 +21,10 @@ class Stats(io.ComfyNode):
             description="Shows what HetCache did in the sampling before it: measured speed, every step's kind, memory, "
             "and the reason where nothing was saved.",
             inputs=[
-                Report.Input("stats", tooltip="From HetCache Patch Model."),
                 io.Latent.Input("latent", tooltip="The sampler's result. It passes through, so that the numbers are "
                                 "read after sampling."),
+                # Optional, so that a workflow still runs when HetCache Patch Model is bypassed to compare.
+                Report.Input("stats", optional=True, tooltip="From HetCache Patch Model."),
                 io.Image.Input("video", optional=True,
                                tooltip="The clip. Its middle frame is drawn under the map of what was computed."),
             ],
@@ -37,23 +38,28 @@ class Stats(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, stats, latent: dict, video: torch.Tensor | None = None) -> io.NodeOutput:
+    def execute(cls, latent: dict, stats=None, video: torch.Tensor | None = None) -> io.NodeOutput:
         report, pictures, everything = read(stats, video)
-        shown = {**ui.PreviewImage(pictures, cls=cls).as_dict(), "text": (report,)}
+        shown = {"text": (report,)}
+        if stats is not None and stats.runs:
+            shown |= ui.PreviewImage(pictures, cls=cls).as_dict()
         return io.NodeOutput(latent, report, pictures, everything, ui=shown)
 
 
 def read(stats, video: torch.Tensor | None = None) -> tuple[str, torch.Tensor, str]:
-    """(report, pictures float32 ``[runs, H, W, 3]``, JSON) of a :class:`hetcache_core.hosts.comfyui.Report`."""
-    if not stats.runs:
-        report = stats.untouched or "nothing was sampled with this model; connect the patched model to the sampler"
-        return report, torch.zeros(1, 64, 64, 3), json.dumps({"untouched": stats.untouched, "runs": []})
+    """(report, pictures float32 ``[runs, H, W, 3]``, JSON) of a :class:`hetcache_core.hosts.comfyui.Report` or None."""
+    if stats is None or not stats.runs:
+        if stats is None:
+            reason = "HetCache Patch Model is bypassed or not connected: everything was computed in full"
+        else:
+            reason = stats.untouched or "nothing was sampled with this model; connect the patched model to the sampler"
+        return reason, torch.zeros(1, 64, 64, 3), json.dumps({"untouched": reason, "runs": []})
     frame = None
     if video is not None:
         frame = (video[len(video) // 2, ..., :3].cpu().numpy() * 255 + 0.5).clip(0, 255).astype(np.uint8)
     heads = [f"run {i + 1}\n" if len(stats.runs) > 1 else "" for i in range(len(stats.runs))]
     report = "\n\n".join(head + run.summary() for head, run in zip(heads, stats.runs))
-    drawn = [torch.from_numpy(run.picture(frame)).float() / 255 for run in stats.runs]
+    drawn = [torch.tensor(run.picture(frame)).float() / 255 for run in stats.runs]
     size = [max(d.shape[i] for d in drawn) for i in (0, 1)]
     padded = [
         torch.nn.functional.pad(d.movedim(-1, 0), (0, size[1] - d.shape[1], 0, size[0] - d.shape[0]), value=0.98)

@@ -166,13 +166,13 @@ class _Run:
         self.schedule = EvaluationSchedule.of(self.sampling)
         try:
             self.engine = Engine(policy, read_setup(call, self.sampling, self.schedule, policy, self.patch.mask))
+            if call.x.is_cuda and self.engine.stats.planned_context_bytes:
+                self.sampling.make_room(self.engine.stats.planned_context_bytes, call.x.device)
         except Exception as error:  # a run that works without us works with us
             reason = f"setting up failed ({type(error).__name__}: {error})"
             grid = TokenGrid.of_latent(call.x)
             self.engine = Engine(policy, RunSetup(grid, self.schedule.sigmas, ModelShape(1, 1, 1), reason=reason))
         self.patch.report.add(self.engine.stats, self.sampling.prompt)
-        if call.x.is_cuda and self.engine.stats.planned_context_bytes:
-            self.sampling.make_room(self.engine.stats.planned_context_bytes, call.x.device)
 
     def _fits(self, call: Call) -> bool:
         """Whether this call belongs to the plan; where one does not, the plan is given up or the call passed on."""

@@ -33,20 +33,20 @@ class EvaluationSchedule:
 
         Samplers differ in how often and where they evaluate (heun twice a step, dpm_2 in between, uni_pc once), and
         in whether they add noise. Rather than a table of names, the sampler itself runs through the schedule on a
-        latent of four numbers with a model that answers nothing, twice with different noise: what it asks for is the
-        schedule, and if the results differ it is stochastic. Samplers of unknown make are taken to evaluate once a
-        step, and found out when they do not.
+        latent of four numbers with a model that answers zeros, twice with different noise: the levels it asks at are
+        the schedule, and if it asks about different latents it is stochastic. Samplers of unknown make are taken to
+        evaluate once a step, and found out when they do not.
         """
         steps = tuple(float(s) for s in sampling.sigmas)
         if type(sampling.sampler) is not KSAMPLER:
             return cls(steps)
         try:
-            (asked, one), (again, other) = (_rehearse(sampling, seed) for seed in (0, 1))
+            (asked, latents), (again, others) = (_rehearse(sampling, seed) for seed in (0, 1))
         except Exception:  # it needs more of a model than a rehearsal has
             return cls(steps)
         if asked != again or not asked:
             return cls(steps, stochastic=True)
-        return cls((*asked, steps[-1]), stochastic=not torch.equal(one, other))
+        return cls((*asked, steps[-1]), stochastic=not torch.equal(latents, others))
 
     def has(self, evaluation: int, sigma: float) -> bool:
         """Whether an evaluation is at this noise level."""
@@ -55,15 +55,17 @@ class EvaluationSchedule:
 
 
 class _Stage:
-    """A guider that answers every question with zeros and keeps a list of them."""
+    """A guider that answers every question with zeros and notes what it was asked."""
 
     def __init__(self, patcher: Any, limit: int):
         self.model_patcher, self.inner_model, self.conds, self.cfg = patcher, patcher.model, {}, 1.0
         self.asked: list[float] = []
+        self.latents: list[torch.Tensor] = []
         self._limit = limit
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, model_options: dict, seed: int | None = None):
         self.asked.append(float(sigma.max()))
+        self.latents.append(x.clone())
         if len(self.asked) > self._limit:
             raise RuntimeError("this sampler has no fixed schedule")
         denoised = torch.zeros_like(x)
@@ -78,8 +80,9 @@ def _rehearse(sampling: Sampling, seed: int) -> tuple[list[float], torch.Tensor]
     sigmas = sampling.sigmas.detach().float().cpu().clone()  # uni_pc writes to its schedule
     stage = _Stage(sampling.guider.model_patcher, MOST_PER_STEP * len(sigmas))
     noise = torch.linspace(-1, 1, 4).reshape(1, 1, 1, 2, 2)
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+    device = sampling.guider.model_patcher.load_device  # ddim seeds its generator as well
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.inference_mode():
         torch.manual_seed(seed)
         extra = {"model_options": {"transformer_options": {}}, "seed": seed}
         result = sampling.sampler.sample(stage, sigmas, extra, None, noise, torch.zeros_like(noise), None, True)
-    return stage.asked, result
+    return stage.asked, torch.cat([*stage.latents, result])  # a last step to no noise forgets what came before

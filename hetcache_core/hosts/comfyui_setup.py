@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
-import comfy.utils
 import torch
 from comfy.ldm.wan.model import VaceWanModel, WanModel
 from comfy.patcher_extension import WrappersMP
@@ -16,20 +17,12 @@ from torch import Tensor
 from ..costs import ModelShape
 from ..policy import CachePolicy
 from ..setup import RunSetup
-from ..tokens import (
-    FRAMES_PER_CELL,
-    PIXELS_PER_CELL,
-    TokenClasses,
-    TokenGrid,
-    classify,
-    pool_latent_mask,
-    pool_pixel_mask,
-    vace_mask,
-)
+from ..tokens import TokenGrid
+from .comfyui_masks import token_classes
 from .comfyui_schedule import EvaluationSchedule
 
 OTHER_CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}
-I2V_CHANNELS = 36  # 16 of noise, 4 of mask (1 = keep), 16 of the image
+FORWARDS = ("forward", "_forward", "forward_orig")
 
 
 @dataclass(frozen=True)
@@ -52,14 +45,16 @@ class Sampling:
 
     @property
     def streams(self) -> int:
-        """Streams of an evaluation."""
-        conds = self.guider.conds
-        one = self.guider.cfg == 1.0 and not self.guider.model_options.get("disable_cfg1_optimization", False)
-        return max(len(conds.get("positive", ())) if one else sum(len(c) for c in conds.values()), 1)
+        """Streams of an evaluation; a guider with more than two prompts has strengths of its own."""
+        guider, conds = self.guider, self.guider.conds
+        unguided = conds.keys() <= {"positive", "negative"} and math.isclose(guider.cfg, 1.0)
+        if unguided and not guider.model_options.get("disable_cfg1_optimization", False):
+            return max(len(conds.get("positive", ())), 1)
+        return max(sum(len(c) for c in conds.values()), 1)
 
-    def wrapped_by(self, kind: str) -> set[str]:
-        """Keys of the wrappers of a kind on this run's model."""
-        return set(self.guider.model_options.get("transformer_options", {}).get("wrappers", {}).get(kind, {}))
+    def wrappers(self, kind: str) -> dict[str, list]:
+        """Wrappers of a kind on this run's model, by key."""
+        return self.guider.model_options.get("transformer_options", {}).get("wrappers", {}).get(kind, {})
 
     def make_room(self, size: int, device: torch.device) -> None:
         """Ask the host to free this many bytes from other models; ours stays where it is."""
@@ -125,18 +120,21 @@ def why_untouched(patcher: Any) -> str:
 
 def why_replaced(model: torch.nn.Module) -> str:
     """Why a model's own forward cannot be called on a part of the tokens, or empty."""
-    if type(model) not in (WanModel, VaceWanModel) or {"forward", "_forward", "forward_orig"} & vars(model).keys():
-        return "another node replaced the model's forward; remove that node, or this one"
-    return ""
+    kind = type(model)
+    # by method, not by attribute: a host that takes a patch away leaves the class's own method on the model
+    own = (getattr(getattr(model, name), "__func__", None) is getattr(kind, name) for name in FORWARDS)
+    if kind in (WanModel, VaceWanModel) and all(own):
+        return ""
+    return "another node replaced the model's forward; remove that node, or this one"
 
 
 def why_whole_run(sampling: Sampling) -> str:
     """Why a run is left to the host altogether, or empty."""
     options, patcher = sampling.guider.model_options, sampling.guider.model_patcher
-    others = {OTHER_CACHES[k] for k in OTHER_CACHES if k in sampling.wrapped_by(WrappersMP.OUTER_SAMPLE)}
+    others = {OTHER_CACHES[k] for k in OTHER_CACHES if k in sampling.wrappers(WrappersMP.OUTER_SAMPLE)}
     if others:
         return f"{' and '.join(sorted(others))} works on the same model; keep one of the two"
-    if "torch.compile" in sampling.wrapped_by(WrappersMP.APPLY_MODEL):
+    if any(map(_compiles_everything, sampling.wrappers(WrappersMP.APPLY_MODEL).get("torch.compile", ()))):
         return "the whole model is compiled; compile its blocks instead (KJNodes' TorchCompileModelWanVideoV2 does)"
     if options.get("context_handler") is not None:
         return "context windows cut the clip into pieces that move from step to step"
@@ -145,6 +143,12 @@ def why_whole_run(sampling: Sampling) -> str:
     if any(cond.get("hooks") is not None for conds in sampling.guider.conds.values() for cond in conds):
         return "prompts carry LoRA hooks, which change the model while it samples"
     return ""
+
+
+def _compiles_everything(wrapper: Any) -> bool:
+    """Whether the host's compiling wrapper swaps the whole model, not its blocks; only its closure knows."""
+    known = inspect.getclosurevars(wrapper).nonlocals if inspect.isfunction(wrapper) else {}
+    return "diffusion_model" in known.get("compiled_module_dict", ("diffusion_model",))
 
 
 # ---- the setup
@@ -157,7 +161,7 @@ def read_setup(
     model, x = call.model, call.x
     control = call.extra.get("vace_context")
     copies = control.shape[1] if control is not None and control.ndim == 6 else 1
-    classes, reason = _classes(call, sampling, policy, mask)
+    classes, reason = token_classes(call.x, control, sampling.denoise_mask, mask, policy)
     return RunSetup(
         grid=TokenGrid.of_latent(x),
         sigmas=schedule.sigmas,
@@ -171,7 +175,7 @@ def read_setup(
         classes=classes,
         reason=why_replaced(model) or reason,
         itemsize=x.element_size(),
-        streams=sampling.streams,
+        streams=max(sampling.streams, len(call.streams)),
         rows=x.shape[0] // len(call.streams),
         stochastic=schedule.stochastic,
         no_partials=_no_partials(call),
@@ -191,54 +195,6 @@ def _no_partials(call: Call) -> str:
     if patches:
         return "another node patches the model's blocks and may need the whole clip; evaluations are only reused"
     return ""
-
-
-def _classes(
-    call: Call, sampling: Sampling, policy: CachePolicy, mask: Tensor | None
-) -> tuple[TokenClasses | None, str]:
-    """Token classes, or None and why there are none."""
-    grid, threshold = TokenGrid.of_latent(call.x), policy.mask_threshold
-    control, references = call.extra.get("vace_context"), 0
-    try:
-        found = _denoised(sampling.denoise_mask, call.x)
-        if control is not None:
-            in_control, references = vace_mask(control)
-            found = in_control if found is None else found
-        elif found is None and call.x.shape[1] == I2V_CHANNELS:
-            found = 1 - call.x[:, 16:20].float().amin(dim=(0, 1))
-        if mask is not None:
-            touched = pool_pixel_mask(*_fitted(mask, call.x, references), threshold)
-            touched = torch.cat([touched.new_zeros(references, *touched.shape[1:]), touched])
-        elif found is not None:
-            touched = pool_latent_mask(found.to(call.x.device), grid, threshold)
-        else:
-            return None, "there is no mask: connect one to HetCache Patch Model"
-    except ValueError as error:
-        return None, str(error)
-    return classify(touched, policy.margin_space, policy.margin_time, references), ""
-
-
-def _denoised(mask: Tensor | None, x: Tensor) -> Tensor | None:
-    """The latent's noise mask ``[T, H, W]``; None where there is none or it lets everything change."""
-    if mask is None or tuple(mask.shape[-3:]) != tuple(x.shape[-3:]) or bool((mask > 0.5).all()):
-        return None
-    return mask.float().flatten(0, -4).amax(0)
-
-
-def _fitted(mask: Tensor, x: Tensor, references: int) -> tuple[Tensor, TokenGrid]:
-    """A pixel mask scaled and cut as WanVaceToVideo does it, and the clip's grid without reference frames.
-
-    Frames that a mask is too short for are generated there, so they are here; a single frame serves all.
-    """
-    frames, height, width = x.shape[-3] - references, *x.shape[-2:]
-    grid = TokenGrid.of_latent(x[..., references:, :, :])
-    wanted = (frames - 1) * FRAMES_PER_CELL + 1
-    mask = mask if mask.ndim == 3 else mask.reshape(-1, *mask.shape[-2:])
-    size = (width * PIXELS_PER_CELL, height * PIXELS_PER_CELL)
-    mask = comfy.utils.common_upscale(mask[:wanted, None].float(), *size, "bilinear", "center")[:, 0].to(x.device)
-    if 1 < len(mask) < wanted:
-        mask = torch.cat([mask, mask.new_ones(wanted - len(mask), *mask.shape[1:])])
-    return mask, grid
 
 
 def _prompt() -> Any:

@@ -2,15 +2,16 @@
 
     python nano_edit.py input.safetensors output.safetensors
 
-Input: ``video`` float32 [F, H, W, 3], ``mask`` float32 [F, H, W], ``sigmas`` [n + 1]; metadata ``prompt``, ``policy`` (JSON)
-and ``cfg``. Output: the latent as diffusers has it, float32 [1, 16, T, h, w]; metadata ``stats`` (JSON).
+Input: ``video`` float32 [F, H, W, 3], ``mask`` float32 [F, H, W], ``sigmas`` [n + 1]; metadata ``prompt``, ``policy``
+(JSON) and ``cfg``. Output: the latent as diffusers has it, float32 [1, 16, T, h, w]; metadata ``stats`` (JSON).
 """
 
 import sys
 
 source, target = sys.argv[1:3]
 
-import conftest  # noqa: E402, F401
+import conftest  # noqa: E402, F401  # isort: skip
+
 import comfy.latent_formats  # noqa: E402
 import comfy.sample  # noqa: E402
 import comfy.samplers  # noqa: E402
@@ -29,7 +30,7 @@ def main() -> None:
         told = file.metadata()
     nodes = pack.load()[1]
     colour, shape = told["prompt"].split()
-    model, vae, positive, negative = nodes["HetCacheDemoModel"].execute(colour, shape).result
+    model, vae, positive, negative, *_ = nodes["HetCacheDemoModel"].execute(colour, shape).result
     policy = CachePolicy.from_json(told["policy"])
     model, report = nodes["HetCachePatchModel"].execute(model, policy, mask).result
     frames, height, width = mask.shape

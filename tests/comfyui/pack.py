@@ -12,7 +12,8 @@ def load():
     """The pack's module and its nodes by id."""
     name = "custom_nodes_hetcache"
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+        folders = [str(ROOT)]
+        spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py", submodule_search_locations=folders)
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     module = sys.modules[name]

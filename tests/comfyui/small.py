@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from types import SimpleNamespace
 
 import comfy.latent_formats
 import comfy.sample
@@ -15,15 +17,16 @@ from hetcache_core.hosts import comfyui as host
 DIM, FFN, TEXT = 256, 320, 4096
 
 
-def state_dict(layers: int = 4, vace_layers: int = 2, channels: int = 16, inputs: int | None = None, image: bool = False,
-               dim: int = DIM, seed: int = 0) -> dict[str, torch.Tensor]:
+def state_dict(layers: int = 4, vace_layers: int = 2, channels: int = 16, inputs: int | None = None,
+               image: bool = False, dim: int = DIM, seed: int = 0) -> dict[str, torch.Tensor]:  # fmt: skip
     """Random weights of a Wan model in its original key layout."""
     random, out = torch.Generator().manual_seed(seed), {}
 
     def put(key, *shape, std=None, bias=True, value=None):
         fan = shape[1] if len(shape) == 2 else shape[1] * 4 if len(shape) > 2 else 1
         scale = fan**-0.5 if std is None else std
-        out[f"{key}.weight"] = torch.randn(shape, generator=random) * scale if value is None else torch.full(shape, value)
+        drawn = torch.randn(shape, generator=random) * scale
+        out[f"{key}.weight"] = drawn if value is None else torch.full(shape, value)
         if bias:
             out[f"{key}.bias"] = torch.randn(shape[0], generator=random) * 0.02
 
@@ -57,19 +60,21 @@ def state_dict(layers: int = 4, vace_layers: int = 2, channels: int = 16, inputs
         put("vace_blocks.0.before_proj", dim, dim)
     for i in range(vace_layers):
         block(f"vace_blocks.{i}")
-        put(f"vace_blocks.{i}.after_proj", dim, dim, std=0.02)
+        put(f"vace_blocks.{i}.after_proj", dim, dim, std=0.25)
     if image:
         for part, shape in (("0", (1280,)), ("1", (1280, 1280)), ("3", (dim, 1280)), ("4", (dim,))):
             put(f"img_emb.proj.{part}", *shape, std=0.03, **({"value": 1.0} if len(shape) == 1 else {}))
     return out
 
 
-def load(**kwargs):
-    """A ModelPatcher around random weights."""
-    return comfy.sd.load_diffusion_model_state_dict(state_dict(**kwargs))
+@cache
+def load(dtype: torch.dtype | None = None, **kwargs):
+    """A ModelPatcher around random weights; the same one for the same arguments."""
+    options = {"dtype": dtype} if dtype else {}
+    return comfy.sd.load_diffusion_model_state_dict(state_dict(**kwargs), model_options=options)
 
 
-def square(frames: int, height: int, width: int, share: float = 0.4) -> torch.Tensor:
+def square(frames: int, height: int, width: int, share: float = 0.3) -> torch.Tensor:
     """Latent-size mask ``[T, H, W]`` of a box in the middle."""
     mask = torch.zeros(frames, height, width)
     a, b = int(height * (1 - share) / 2), int(width * (1 - share) / 2)
@@ -77,20 +82,23 @@ def square(frames: int, height: int, width: int, share: float = 0.4) -> torch.Te
     return mask
 
 
-@dataclass
+@dataclass(frozen=True)
 class Scene:
     """A latent with its conditions; ``kind`` is vace, text or image."""
 
     kind: str = "vace"
-    frames: int = 3
-    height: int = 16
-    width: int = 16
+    frames: int = 2
+    height: int = 12
+    width: int = 12
     channels: int = 16
     batch: int = 1
     copies: int = 1
     references: int = 0
-    prompts: tuple[int, int] = (8, 8)
+    prompts: tuple[int, ...] = (8, 8)
     noise_mask: bool = False
+    first_frame_known: bool = False
+    clip: bool = False
+    control: int = 5
 
     @property
     def latent(self) -> torch.Tensor:
@@ -98,10 +106,13 @@ class Scene:
 
     @property
     def mask(self) -> torch.Tensor:
-        return square(self.frames, self.height, self.width)
+        mask = square(self.frames, self.height, self.width)
+        mask[: int(self.first_frame_known)] = 0
+        return mask
 
     def conds(self) -> list:
-        random = torch.Generator().manual_seed(5)
+        """A conditioning for every prompt."""
+        random = torch.Generator().manual_seed(self.control)
         size = (self.frames, self.height, self.width)
         extra: dict = {"pooled_output": None}
         if self.kind == "vace":
@@ -112,23 +123,78 @@ class Scene:
                 front[:, 16:] = comfy.latent_formats.Wan21().process_out(torch.zeros_like(front[:, 16:]))
                 control = torch.cat([front, control], 2)
                 cells = torch.cat([torch.zeros_like(cells[:, :, :1]).expand(-1, -1, self.references, -1, -1), cells], 2)
-            extra |= {"vace_frames": [control] * self.copies, "vace_mask": [cells] * self.copies,
-                      "vace_strength": [1.0, 0.5, 0.7][: self.copies]}
+            extra |= {
+                "vace_frames": [control] * self.copies,
+                "vace_mask": [cells] * self.copies,
+                "vace_strength": [1.0, 0.5, 0.7][: self.copies],
+            }
         elif self.kind == "image":
-            keep = torch.ones(1, 1, *size)
-            keep[:, :, :, self.mask[0] > 0] = 0
-            extra |= {"concat_latent_image": torch.randn(1, 16, *size, generator=random), "concat_mask": 1 - keep}
-        return [[[torch.randn(1, n, TEXT, generator=random) * 0.1, dict(extra)]] for n in self.prompts]
+            image = torch.randn(1, 16, *size, generator=random)
+            extra |= {"concat_latent_image": image, "concat_mask": self.mask[None, None]}
+            if self.clip:
+                seen = torch.randn(1, 257, 1280, generator=random)
+                extra["clip_vision_output"] = SimpleNamespace(penultimate_hidden_states=seen)
+        words = torch.Generator().manual_seed(5)
+        return [[[torch.randn(1, n, TEXT, generator=words) * 0.1, dict(extra)]] for n in self.prompts]
 
 
-def sample(model, scene: Scene, steps: int = 8, cfg: float = 4.0, sampler: str = "euler", seed: int = 7, **kwargs):
+@dataclass(frozen=True)
+class Variant:
+    """A kind of model with a scene for it."""
+
+    scene: Scene
+    weights: tuple = ()
+
+    @property
+    def model(self):
+        return load(**dict(self.weights))
+
+
+QUICK = Scene(height=8, width=8)  # where the kind of model does not matter
+
+
+def _of(scene: Scene, **weights) -> Variant:
+    return Variant(scene, tuple(weights.items()))
+
+
+VARIANTS = {
+    "vace, every 2nd block": _of(Scene()),
+    "vace, every 5th block": _of(Scene(), layers=5, vace_layers=1),
+    "vace, three controls": _of(Scene(copies=3)),
+    "vace, reference image": _of(Scene(references=1)),
+    "vace, batch of 2": _of(Scene(batch=2)),
+    "vace, bfloat16": _of(Scene(), dtype=torch.bfloat16),
+    "text, noise mask": _of(Scene("text", noise_mask=True), vace_layers=0),
+    "image, with clip vision": _of(Scene("image", clip=True), vace_layers=0, inputs=36, image=True),
+    "image, odd size": _of(Scene("image", height=11, width=13), vace_layers=0, inputs=36),
+    "5B, a time for every frame": _of(
+        Scene("text", channels=48, height=11, noise_mask=True, first_frame_known=True), vace_layers=0, channels=48
+    ),
+}
+
+
+def sample(model, scene: Scene, steps: int = 6, cfg: float = 4.0, sampler: str = "euler", seed: int = 7, **kwargs):
     """The host's KSampler."""
     positive, negative = scene.conds()
     mask = scene.mask[None, None] if scene.noise_mask else None
+    latent = kwargs.pop("latent", scene.latent)
     with torch.inference_mode():
-        noise = comfy.sample.prepare_noise(scene.latent, seed)
-        return comfy.sample.sample(model, noise, steps, cfg, sampler, "simple", positive, negative, scene.latent,
-                                   seed=seed, noise_mask=mask, disable_pbar=True, **kwargs)
+        noise = comfy.sample.prepare_noise(latent, seed)
+        return comfy.sample.sample(
+            model,
+            noise,
+            steps,
+            cfg,
+            sampler,
+            "simple",
+            positive,
+            negative,
+            latent,
+            seed=seed,
+            noise_mask=mask,
+            disable_pbar=True,
+            **kwargs,
+        )
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -137,10 +203,10 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(10 * torch.log10((b.max() - b.min()) ** 2 / error.clamp_min(1e-20)))
 
 
-FAST = CachePolicy(schedule="FFPRPFPF", warmup=1)  # every kind of evaluation within eight
+FAST = CachePolicy(schedule="FFPRPF", warmup=1)  # every kind of evaluation within six
 
 
 def cached(model, scene: Scene, policy: CachePolicy = FAST, mask=None, **kwargs):
-    """(samples, report) of a run through HetCache."""
+    """(samples, statistics) of a run through HetCache."""
     patched, report = host.apply(model, policy, mask)
-    return sample(patched, scene, **kwargs), report
+    return sample(patched, scene, **kwargs), report.runs[-1]

@@ -1,12 +1,10 @@
 """The checks in tests/comfyui, run by the Python of a ComfyUI on this machine; skipped where there is none.
 
-COMFYUI_DIR says where it is (default ~/comfy/ComfyUI, where comfy-cli puts it), COMFYUI_PYTHON which Python it runs on
-(default the `.venv` inside). That Python needs pytest.
+comfyui_host.py says where one is looked for. Its Python needs pytest.
 """
 
 import json
 import os
-import pathlib
 import subprocess
 
 import numpy as np
@@ -18,28 +16,15 @@ from safetensors.torch import save_file
 from benchmarks.latent import LatentEdit
 from hetcache_core import CachePolicy
 from nano.clips import HELD_OUT, make_clip
+from tests.hosts.comfyui_host import HOST, PYTHON, ROOT, missing
 
-ROOT = pathlib.Path(__file__).parents[2]
 CHECKS = sorted((ROOT / "tests/comfyui").glob("check_*.py"))
-HOST = pathlib.Path(os.environ.get("COMFYUI_DIR", "~/comfy/ComfyUI")).expanduser()
-PYTHON = pathlib.Path(os.environ.get("COMFYUI_PYTHON", HOST / ".venv/bin/python")).expanduser()
-
-
-def missing() -> str:
-    """Why the checks cannot run here, or empty."""
-    if not (HOST / "main.py").exists():
-        return f"no ComfyUI in {HOST}; set COMFYUI_DIR"
-    if not PYTHON.exists():
-        return f"no Python of ComfyUI at {PYTHON}; set COMFYUI_PYTHON"
-    if subprocess.run([PYTHON, "-c", "import pytest"], capture_output=True).returncode:
-        return f"{PYTHON} has no pytest"
-    return ""
+WHY_NOT = missing("pytest")
+pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda path: path.stem)
 def test_on_comfyui(check):
-    if missing():
-        pytest.skip(missing())
     done = subprocess.run(
         [PYTHON, "-m", "pytest", check, "-x", "-q", "-p", "no:cacheprovider"],
         cwd=ROOT, env={**os.environ, "COMFYUI_DIR": str(HOST)}, capture_output=True, text=True,
@@ -48,8 +33,6 @@ def test_on_comfyui(check):
 
 
 def test_nano_gives_the_same_edit_as_on_diffusers(tmp_path):
-    if missing():
-        pytest.skip(missing())
     clip = make_clip(HELD_OUT[3], 17, 96, 96, mask_fraction=(0.15, 0.2))
     policy, edit = CachePolicy(speed=3.0), LatentEdit(clip, 4.0)
     latent, stats = edit.sample(16, policy)

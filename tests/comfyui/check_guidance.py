@@ -1,0 +1,163 @@
+"""One decision for all streams of an evaluation, however the host orders, batches or adds to them."""
+
+from dataclasses import replace
+
+import comfy.samplers
+import comfy_extras.nodes_custom_sampler as custom
+import comfy_extras.nodes_slg as slg
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+from small import FAST, QUICK, cached, load, psnr, sample
+
+from hetcache_core import CachePolicy
+from hetcache_core.hosts import comfyui as host
+
+THREE = replace(QUICK, prompts=(8, 8, 8))
+
+
+def counted(model):
+    """(a clone of the model, list of the batch sizes of the calls it gets)."""
+    model, calls = model.clone(), []
+
+    def count(executor, x, *args, **kwargs):
+        calls.append(len(x))
+        return executor(x, *args, **kwargs)
+
+    model.add_wrapper(WrappersMP.DIFFUSION_MODEL, count)
+    return model, calls
+
+
+def never_batched(monkeypatch, when=lambda: True):
+    """Make the host short of memory for two streams at once."""
+    base = load().model
+    real = type(base).memory_required
+
+    def required(shape, *args, **kwargs):
+        return 1e15 if shape[0] > 1 and when() else real(base, shape, *args, **kwargs)
+
+    monkeypatch.setattr(base, "memory_required", required)
+
+
+def check(run):
+    """Stock bytes at speed 1.0, and the scheduled decisions near the stock otherwise."""
+    patched = {policy: host.apply(load(), policy) for policy in (CachePolicy(speed=1.0), FAST)}
+    (exact, _), (fast, report) = patched.values()
+    stock = run(load())
+    assert torch.equal(run(exact), stock)
+    assert psnr(run(fast), stock) > 20
+    assert report.runs[-1].decisions == FAST.schedule and not report.runs[-1].warnings, report.runs[-1].summary()
+    return report.runs[-1]
+
+
+def guided(guider_class, cfg, conds=None, **kwargs):
+    """A run through a guider of the host."""
+
+    def run(model):
+        guider = guider_class(model)
+        guider.set_conds(*(conds or THREE.conds()))
+        guider.set_cfg(*cfg, **kwargs)
+        sampler = comfy.samplers.sampler_object("euler")
+        noise = torch.randn(THREE.latent.shape, generator=torch.Generator().manual_seed(1))
+        with torch.inference_mode():
+            sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 6)
+            return guider.sample(noise, THREE.latent, sampler, sigmas, disable_pbar=True, seed=1)
+
+    return run
+
+
+def test_guidance_off_is_one_stream():
+    model, calls = counted(load())
+    check(lambda m: sample(m, QUICK, cfg=1.0))
+    sample(model, QUICK, cfg=1.0)
+    assert calls == [1] * 6
+
+
+def test_a_sampler_that_wants_both_streams_without_guidance():
+    check(lambda m: sample(m, QUICK, cfg=1.0, sampler="euler_cfg_pp"))
+
+
+def test_guidance_in_one_batch():
+    model, calls = counted(load())
+    sample(model, QUICK)
+    assert calls == [2] * 6
+    check(lambda m: sample(m, QUICK))
+
+
+def test_guidance_in_two_calls(monkeypatch):
+    batched, _ = cached(load(), QUICK)
+    never_batched(monkeypatch)
+    model, calls = counted(load())
+    sample(model, QUICK)
+    assert calls == [1] * 12
+    check(lambda m: sample(m, QUICK))
+    assert psnr(cached(load(), QUICK)[0], batched) > 80
+
+
+def test_prompts_of_unequal_length():
+    scene = replace(QUICK, prompts=(8, 5))
+    model, calls = counted(load())
+    sample(model, scene)
+    assert calls == [1] * 12
+    check(lambda m: sample(m, scene))
+
+
+def test_batching_that_flips_between_steps(monkeypatch):
+    asked = []
+    steady, _ = cached(load(), QUICK)
+    never_batched(monkeypatch, when=lambda: asked.append(0) or len(asked) % 2)
+    model, calls = counted(load())
+    sample(model, QUICK)
+    assert {1, 2} == set(calls)
+    result, stats = cached(load(), QUICK)
+    assert stats.decisions == FAST.schedule and not stats.warnings, stats.summary()
+    assert psnr(result, steady) > 80
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_three_streams_of_dual_guidance(nested):
+    stats = check(guided(custom.Guider_DualCFG, (3.0, 2.0), nested=nested))
+    two = cached(load(), QUICK)[1]
+    assert stats.planned_context_bytes == 1.5 * two.planned_context_bytes
+
+
+def test_two_prompts_combined():
+    first, second, negative = THREE.conds()
+    check(guided(comfy.samplers.CFGGuider, (4.0,), conds=(first + second, negative)))
+
+
+def late(scene):
+    """A second prompt that joins in the middle of the run."""
+    first, second, negative = scene.conds()
+    second[0][1]["start_percent"] = 0.2
+    return first + second, negative
+
+
+def test_a_prompt_that_joins_later_is_computed_in_full_first():
+    run = guided(comfy.samplers.CFGGuider, (4.0,), conds=late(THREE))
+    policy = CachePolicy(schedule="FPPPPP")
+    patched, report = host.apply(load(), policy)
+    stock = run(load())
+    assert psnr(run(patched), stock) > 20
+    reasons = [r.reason for r in report.runs[-1].records]
+    assert "a stream not seen before" in reasons
+    exact, _ = host.apply(load(), CachePolicy(speed=1.0))
+    assert torch.equal(run(exact), stock)
+
+
+def skipping(model):
+    """Skip-layer guidance: a third stream, beside the model's guidance."""
+    return slg.SkipLayerGuidanceDiT.execute(model, 2.0, 0.0, 1.0, "2", "").result[0]
+
+
+def test_skip_layer_guidance_is_a_stream_beyond_the_budget():
+    stock = sample(skipping(load()), QUICK)
+    assert not torch.equal(stock, sample(load(), QUICK))
+    assert torch.equal(cached(skipping(load()), QUICK, CachePolicy(speed=1.0))[0], stock)
+    patched, report = host.apply(load(), FAST)
+    for model in (skipping(patched), host.apply(skipping(load()), FAST)[0]):
+        assert psnr(sample(model, QUICK), stock) > 20
+    stats = report.runs[-1]
+    assert stats.decisions == "FFFRFF" and not stats.warnings, stats.summary()
+    assert stats.records[2].reason == "this stream's context is not remembered yet"
+    assert stats.peak_context_bytes <= stats.planned_context_bytes
