@@ -1,3 +1,4 @@
+import json
 import math
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import pytest
 
 pytest.importorskip("diffusers", reason="the benchmarks need diffusers")
 
-from benchmarks import costs, quality, report
+from benchmarks import costs, quality, real_size, report
 from hetcache_core import CachePolicy
 
 README = Path(report.ROOT) / "README.md"
@@ -60,3 +61,18 @@ def test_costs_are_measured_against_the_ideal(monkeypatch):
     assert measured["tokens"] == 192 and measured["keys"] == 192
     ratios = ("reuse_over_full", "partial_over_full", "partial_over_ideal", "deciding_over_full")
     assert all(0 < measured[name] < math.inf for name in ratios)
+
+
+def test_real_size_runs_small(tmp_path):
+    out = tmp_path / "real-size.json"
+    real_size.main(["--models", "tiny", "--sizes", "64x64x9", "--masks", "0.25", "--speeds", "2", "--steps", "12",
+                    "--out", str(out)])  # fmt: skip
+    result = json.loads(out.read_text())
+    rows = {row["tier"]: row for row in result["evaluations"]}
+    assert rows.keys() == real_size.TIERS.keys()
+    assert all(row["decisions"] == real_size.PLAN and not row["warnings"] for row in rows.values())
+    assert rows["float8"]["context_mb"] < rows["on the device"]["context_mb"]
+    assert rows["weighted prune"]["context_mb"] == 0
+    assert 0 < rows["weighted prune"]["ideal_partial_over_full"] < rows["on the device"]["ideal_partial_over_full"] < 1
+    (run,) = result["runs"]
+    assert run["decisions"].count("F") < 12 and run["predicted_speed"] > 1.5

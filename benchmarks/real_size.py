@@ -1,0 +1,183 @@
+"""Models of real size with random weights: what full, partial and reuse evaluations cost, and whole runs.
+
+    python -m benchmarks.real_size --models 1.3B --sizes 480x832x33 480x832x81 --out benchmarks/results/real-size.json
+
+Costs do not depend on what a model has learned, so Wan2.1-VACE 1.3B and 14B are built with random weights on the GPU in
+bf16. For every mask and way of remembering context a short run with every kind of evaluation is timed by CUDA events;
+`--speeds` then times whole runs as the planner makes them, against full evaluations of the same run. Without a GPU this
+runs too, on sizes as small as the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, WanVACETransformer3DModel
+
+from benchmarks.machine import describe
+from hetcache_core import CachePolicy
+from hetcache_core.costs import Costs, ModelShape
+from hetcache_core.hosts import diffusers as host
+
+MODELS = {
+    "1.3B": {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960, "vace_layers": list(range(0, 30, 2))},
+    "14B": {"num_attention_heads": 40, "num_layers": 40, "ffn_dim": 13824, "vace_layers": list(range(0, 40, 5))},
+    "tiny": {"num_attention_heads": 1, "num_layers": 2, "ffn_dim": 128, "vace_layers": [0]},
+}
+TIERS = {
+    "on the device": {"memory_fp8": False},
+    "float8": {"memory_fp8": True},
+    "float8, prefetched from the host": {"memory_fp8": True, "memory_offload": True},
+    "a quarter, float8": {"memory_fp8": True, "memory_share": 0.25},
+    "weighted prune": {"memory_share": 0.0},
+}
+PLAN = "FF" + "PFPR" * 3 + "FF"
+TEXT_TOKENS = 512
+
+
+def build(name: str, device: torch.device, dtype: torch.dtype) -> WanVACETransformer3DModel:
+    """A Wan-VACE of this shape, initialised at random where it will run."""
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            model = WanVACETransformer3DModel(
+                attention_head_dim=128, in_channels=16, out_channels=16, text_dim=4096, vace_in_channels=96,
+                **MODELS[name],
+            )  # fmt: skip
+    finally:
+        torch.set_default_dtype(before)
+    return model.eval().requires_grad_(False)
+
+
+def latent_size(size: str) -> tuple[int, int, int]:
+    """``HEIGHTxWIDTHxFRAMES`` in pixels -> latent frames, height, width."""
+    height, width, frames = map(int, size.split("x"))
+    if height % 16 or width % 16 or frames % 4 != 1:
+        raise SystemExit(f"{size}: height and width must be multiples of 16, frames 4 n + 1")
+    return (frames - 1) // 4 + 1, height // 8, width // 8
+
+
+def inputs(grid: tuple[int, int, int], mask: float, device: torch.device, dtype: torch.dtype) -> dict:
+    """A call's arguments, with a static box of this share of the frame as the mask."""
+    control = torch.randn(1, 96, *grid, device=device, dtype=dtype)
+    control[:, 32:] = 0
+    height, width = (2 * round(n * mask**0.5 / 2) for n in grid[1:])
+    control[:, 32:, :, :height, :width] = 1
+    return {
+        "hidden_states": torch.randn(1, 16, *grid, device=device, dtype=dtype),
+        "encoder_hidden_states": torch.randn(1, TEXT_TOKENS, 4096, device=device, dtype=dtype),
+        "control_hidden_states": control,
+    }
+
+
+def loop(model, call: dict, policy: CachePolicy, steps: int, streams: int):
+    """A denoising loop; its statistics."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    scheduler.set_timesteps(steps)
+    with host.apply(model, policy, scheduler=scheduler, streams=streams) as handle:
+        for t in scheduler.timesteps:
+            for stream in ("cond", "uncond")[:streams]:
+                with model.cache_context(stream):
+                    model(timestep=t.to(call["hidden_states"].device)[None], **call)
+        return handle.stats
+
+
+def one(model, name: str, grid: tuple[int, int, int], call: dict, policy: CachePolicy) -> dict:
+    """Seconds of each kind of evaluation under a policy, beside what arithmetic says."""
+    cuda = call["hidden_states"].is_cuda
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    stats = loop(model, call, policy, len(PLAN), 1)
+    config, tokens = MODELS[name], grid[0] * grid[1] * grid[2] // 4
+    shape = ModelShape(
+        config["num_attention_heads"] * 128, config["num_layers"], config["ffn_dim"], len(config["vace_layers"]),
+        TEXT_TOKENS,
+    )  # fmt: skip
+    keys = stats.selected_tokens
+    if stats.tier != "none":
+        share = policy.memory_share or 1.0
+        edited = int(stats.classes.edited.numel())
+        keys = edited + round(share * (tokens - edited))
+    ideal = Costs.of(shape, tokens, stats.selected_tokens, keys, overhead=0.0).partial
+    full, partial, reuse = (stats.seconds_of(kind) for kind in "FPR")
+    return {
+        "context_memory": stats.tier,
+        "tokens": tokens,
+        "mask_fraction": stats.mask_fraction,
+        "ms_full": 1e3 * full,
+        "ms_partial": 1e3 * partial,
+        "ms_reuse": 1e3 * reuse,
+        "partial_over_full": partial / full,
+        "ideal_partial_over_full": ideal,
+        "partial_over_ideal": partial / full / ideal,
+        "context_mb": stats.peak_context_bytes / 2**20,
+        "peak_gb": torch.cuda.max_memory_allocated() / 2**30 if cuda else None,
+        "preparation_ms": 1e3 * stats.preparation_seconds,
+        "decisions": stats.decisions,
+        "warnings": stats.warnings,
+        "wall_seconds": time.perf_counter() - began,
+    }
+
+
+def whole(model, call: dict, speed: float, steps: int) -> dict:
+    """A whole run with guidance at a target speed."""
+    stats = loop(model, call, CachePolicy(speed=speed, memory_budget_mb=65536), steps, 2)
+    return {
+        "target": speed,
+        "predicted_speed": stats.predicted_speed,
+        "speed": stats.speed,
+        "seconds": stats.seconds,
+        "decisions": stats.decisions,
+        "context_memory": stats.tier,
+        "context_mb": stats.peak_context_bytes / 2**20,
+        "warnings": stats.warnings,
+    }
+
+
+@torch.inference_mode()
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["1.3B", "14B"])
+    parser.add_argument("--sizes", nargs="+", default=["480x832x33", "480x832x81", "720x1280x81"], help="HxWxFRAMES")
+    parser.add_argument("--masks", type=float, nargs="+", default=[0.10, 0.20])
+    parser.add_argument("--tiers", nargs="+", choices=TIERS, default=list(TIERS))
+    parser.add_argument("--speeds", type=float, nargs="*", default=[], help="of whole runs, such as 2 3 4 6")
+    parser.add_argument("--steps", type=int, default=50, help="of whole runs")
+    parser.add_argument("--rounds", type=int, default=1, help="the median of this many is reported")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    result = {"machine": describe(), "settings": {"plan": PLAN, "dtype": str(dtype)}, "evaluations": [], "runs": []}
+    for name in args.models:
+        model = build(name, device, dtype)
+        for size in args.sizes:
+            grid = latent_size(size)
+            for mask in args.masks:
+                call, head = inputs(grid, mask, device, dtype), {"model": name, "size": size}
+                for tier in args.tiers:
+                    policy = replace(CachePolicy(schedule=PLAN, memory_budget_mb=2**17), **TIERS[tier])
+                    rounds = [one(model, name, grid, call, policy) for _ in range(args.rounds)]
+                    middle = statistics.median_low([row["partial_over_full"] for row in rounds])
+                    row = next(row for row in rounds if row["partial_over_full"] == middle)
+                    result["evaluations"].append({**head, "tier": tier, **row})
+                    print(json.dumps(result["evaluations"][-1]), flush=True)
+                    args.out.write_text(json.dumps(result, indent=1) + "\n")
+                for speed in args.speeds:
+                    result["runs"].append({**head, "mask": mask, **whole(model, call, speed, args.steps)})
+                    print(json.dumps(result["runs"][-1]), flush=True)
+                    args.out.write_text(json.dumps(result, indent=1) + "\n")
+        del model
+
+
+if __name__ == "__main__":
+    main()
