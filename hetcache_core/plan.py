@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -27,6 +27,7 @@ from .profile import ErrorProfile
 
 FULL, PARTIAL, REUSE = "F", "P", "R"
 MOST_IMPROVEMENTS = 30  # rounds of local search; it settles in fewer, this bounds very long schedules
+SEAM = 1.26  # 2 dB: what a cool-down may add to the predicted error, which knows nothing of the seam it mends
 SLACK = 1.01  # decisions come in lumps: a plan may miss its budget by this much rather than waste most of an evaluation
 
 
@@ -40,6 +41,7 @@ class Rules:
         refresh: most evaluations from one full evaluation to the next.
         partials: whether partial evaluations are possible at all.
         hold: whether predictions are held rather than extrapolated.
+        spare_cooldown: whether the cool-down may be shortened where the target leaves too little for it.
     """
 
     warmup: int
@@ -48,6 +50,7 @@ class Rules:
     refresh: int
     partials: bool = True
     hold: bool = False
+    spare_cooldown: bool = False
 
     def __post_init__(self):
         if self.warmup < 1 or self.cooldown < 0 or self.max_reuse < 0 or self.refresh < 1:
@@ -61,7 +64,8 @@ class Rules:
         cooldown = policy.cooldown if policy.cooldown is not None else (0 if few else profile.cooldown)
         max_reuse = policy.max_reuse if policy.max_reuse is not None else (0 if few else 5)
         refresh = policy.refresh or (max(evaluations, 2) if few else max(4, round(0.3 * evaluations)))
-        return cls(warmup, cooldown, max_reuse, refresh, partials, policy.forecast_order == 0)
+        spare = policy.cooldown is None and cooldown > 0
+        return cls(warmup, cooldown, max_reuse, refresh, partials, policy.forecast_order == 0, spare)
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,14 @@ def plan(sigmas: Sequence[float], costs: Costs, speed: float, rules: Rules, prof
     Returns:
         The least predicted error at ``speed`` or, when the rules forbid that speed, the fastest plan with a note.
     """
-    return _plan(tuple(float(s) for s in sigmas), costs, float(speed), rules, profile)
+    sigmas = tuple(float(s) for s in sigmas)
+    if not rules.spare_cooldown:
+        return _plan(sigmas, costs, float(speed), rules, profile)
+    shorter = [replace(rules, cooldown=c) for c in range(rules.cooldown, -1, -1)]
+    plans = [_plan(sigmas, costs, float(speed), r, profile) for r in shorter]
+    reachable = [p for p in plans if not p.note] or plans[-1:]
+    least = min(p.predicted_error for p in reachable)
+    return next(p for p in reachable if p.predicted_error <= least * SEAM)
 
 
 @lru_cache(maxsize=64)  # a queue of prompts, or a slider that moves to and fro, asks the same again

@@ -27,7 +27,8 @@ class CachePolicy:
             also records how the predictions change (:meth:`hetcache_core.stats.RunStats.profile`).
 
     To tinker with (``None`` = chosen for the run):
-        warmup, cooldown: full evaluations at the start and at the end.
+        warmup, cooldown: full evaluations at the start and at the end; a chosen cool-down is shortened where the speed
+            leaves too little for it.
         max_reuse: most reuse evaluations in a row. 0 forbids reuse, the default at 8 evaluations and fewer.
         refresh: most evaluations from one full evaluation to the next.
         schedule: the decisions themselves, a letter an evaluation (``FFRPRF``: full, reuse, partial), instead of a

@@ -5,7 +5,9 @@ verdict is the most frequent hue inside the mask where no other shape of the sou
 of what the source's target covers.
 Shape: in every fourth frame the largest connected piece of the prompted hue in the mask is compared with every shape at
 every angle, moved to its centroid and scaled to its area. The verdict is the shape of the highest mean overlap
-(intersection over union). How often the verdicts are right on the untouched source is reported beside every result.
+(intersection over union). A VAE of 8-pixel cells rounds corners, so the shapes compared with are blurred as well: on 64
+tuning clips of 96x96 the verdict on the VAE's reconstruction is then right in 95% instead of 88%, on the source in 100%
+either way. How often verdicts are right on the source and on its reconstruction is reported beside every result.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ HUE_WIDTH = 28.0  # degrees to either side
 AREA = {"circle": np.pi * 0.92**2, "square": 1.56**2, "triangle": 0.75 * 3**0.5, "star": 5 * 0.42 * np.sin(np.pi / 5)}
 PERIOD = {"circle": 1.0, "square": 90.0, "triangle": 120.0, "star": 72.0}  # degrees after which a shape repeats
 MIN_PIXELS = 12
-ANGLE_STEP = 2.5  # degrees; a square 4 degrees off the nearest angle tried loses 6% of its overlap, a disc nothing
+ANGLE_STEP = 5.0  # degrees
+BLUR = 2.5  # pixels, standard deviation
+EDGE = 14  # pixels around a piece, room for a shape that reaches beyond it
 
 
 def hue(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -42,16 +46,26 @@ def colour_masks(video: np.ndarray) -> dict[str, np.ndarray]:
 
 def overlap(piece: np.ndarray) -> dict[str, float]:
     """Best intersection over union of each shape with a piece, bool [H, W]."""
-    area, centre, best = piece.sum(), ndimage.center_of_mass(piece), {}
+    rows, columns = np.nonzero(piece)
+    piece = np.pad(piece[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1], EDGE)
+    area, centre, best = int(piece.sum()), ndimage.center_of_mass(piece), {}
     for shape in SHAPES:
         radius, scores = float(np.sqrt(area / AREA[shape])), []
+        radius *= float(np.sqrt(area / max(_template(shape, piece.shape, centre, radius, 0.0).sum(), 1)))
         for angle in np.arange(0, PERIOD[shape], ANGLE_STEP):
-            part, box = coverage(shape, *piece.shape, centre, radius, np.radians(angle))
-            inside = piece[box]
-            both = np.minimum(part, inside).sum()
-            scores.append(both / (part.sum() + area - both))
+            template = _template(shape, piece.shape, centre, radius, np.radians(angle))
+            both = (template & piece).sum()
+            scores.append(both / (template.sum() + area - both))
         best[shape] = float(max(scores))
     return best
+
+
+def _template(shape: str, size: tuple, centre: tuple[float, float], radius: float, angle: float) -> np.ndarray:
+    """A shape as it looks behind the VAE's blur, bool [H, W]."""
+    image = np.zeros(size, np.float32)
+    part, box = coverage(shape, *size, centre, radius, angle)
+    image[box] = part
+    return ndimage.gaussian_filter(image, BLUR) > 0.5
 
 
 def judge(video: np.ndarray, clip: Clip) -> tuple[str, str]:

@@ -145,3 +145,12 @@ def test_holding_costs_more_than_extrapolating_where_change_is_steady():
         plan(sigmas(30), Costs(0.3), 3.0, rules(hold=hold), steady).predicted_error for hold in (True, False)
     )
     assert held > 3 * extrapolated
+
+
+def test_a_cool_down_is_given_up_only_where_the_target_leaves_too_little_for_it():
+    nano, ends = ErrorProfile.load("nano"), {}
+    for speed in (2.0, 4.0):
+        free, asked = (Rules.of(CachePolicy(speed=speed, cooldown=c), nano, 30) for c in (None, 2))
+        ends[speed] = plan(sigmas(30), Costs(0.31), speed, free, nano).decisions[-2:]
+        assert plan(sigmas(30), Costs(0.31), speed, asked, nano).decisions.endswith("FF")
+    assert ends[2.0] == "FF" and ends[4.0] != "FF"
