@@ -155,6 +155,8 @@ def main() -> None:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
         latest = {k: f"{v['speed']:.2f}x {v['psnr_mask']:.1f}dB" for k, v in result["summary"].items() if k != "full"}
         print(f"clip {seed}: {latest}", flush=True)
+    result["summary"] = summarise(result["rows"])
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
     for name, e in result["summary"].items():
         gain = (
             f"  {e['gain_over_fewer_steps']:+.1f} +- {e['gain_spread']:.1f} dB" if "gain_over_fewer_steps" in e else ""

@@ -93,17 +93,20 @@ def comfyui_table(result: dict) -> list[str]:
 def nano_table(result: dict) -> list[str]:
     """What was measured of nano itself."""
     lines = [
-        "| | clips | fill has the colour | and the shape | context PSNR | VAE PSNR | judge on source: colour, shape | "
-        "judge on VAE |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | clips | fill has the colour | and the shape | blurred judge | context PSNR | VAE PSNR | "
+        "judge on source: colour, shape, blurred | judge on VAE |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for size, row in result.items():
         if "rows" not in row:
             continue
-        judged = (f"{row[who]['colour']:.0%}, {row[who]['shape']:.0%}" for who in ("judge_on_source", "judge_on_vae"))
+        judged = (
+            ", ".join(f"{row[who][what]:.0%}" for what in ("colour", "shape", "shape_blurred"))
+            for who in ("judge_on_source", "judge_on_vae")
+        )
         lines.append(
-            f"| {size} | {row['clips']} | {row['colour']:.0%} | {row['shape']:.0%} | {row['context_psnr']:.1f} dB | "
-            f"{row['vae_psnr']:.1f} dB | {' | '.join(judged)} |"
+            f"| {size} | {row['clips']} | {row['colour']:.0%} | {row['shape']:.0%} | {row['shape_blurred']:.0%} | "
+            f"{row['context_psnr']:.1f} dB | {row['vae_psnr']:.1f} dB | {' | '.join(judged)} |"
         )
     run = result["settings"]
     lines += [

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from . import load_transformer, load_vae, sampling, training
 from . import vae as nano_vae
 from .clips import HELD_OUT, Clip, make_clip
-from .judge import judge
+from .judge import BLUR, judge
 
 SIZES = {"96x96x17": (17, 96, 8), "192x192x33": (33, 192, 2)}  # frames, size, clips per batch
 RESULTS = pathlib.Path(__file__).parent / "results.json"
@@ -68,8 +68,9 @@ def row(seed: int, clip: Clip, plain: np.ndarray, fill: np.ndarray) -> dict:
                context_psnr=psnr(fill, clip.video, ~clip.mask))
     wanted = clip.prompt.split()
     for name, video in (("source", clip.video), ("vae", plain), ("fill", fill)):
-        seen = judge(video, clip)
-        out[name] = dict(colour=seen[0] == wanted[0], shape=seen[1] == wanted[1], seen=" ".join(seen).strip())
+        seen, blurred = judge(video, clip), judge(video, clip, BLUR)
+        out[name] = dict(colour=seen[0] == wanted[0], shape=seen[1] == wanted[1], seen=" ".join(seen).strip(),
+                         shape_blurred=blurred[1] == wanted[1], seen_blurred=" ".join(blurred).strip())
     return out
 
 
@@ -81,9 +82,10 @@ def summary(rows: list[dict]) -> dict:
         return round(float(np.mean([r[key] for r in rows])), 2)
 
     return dict(clips=len(rows), colour=share("fill", "colour"), shape=share("fill", "shape"),
+                shape_blurred=share("fill", "shape_blurred"),
                 context_psnr=mean("context_psnr"), vae_psnr=mean("vae_psnr"),
-                judge_on_source=dict(colour=share("source", "colour"), shape=share("source", "shape")),
-                judge_on_vae=dict(colour=share("vae", "colour"), shape=share("vae", "shape")))
+                judge_on_source={what: share("source", what) for what in ("colour", "shape", "shape_blurred")},
+                judge_on_vae={what: share("vae", what) for what in ("colour", "shape", "shape_blurred")})
 
 
 def read_real(path: pathlib.Path, frames: int = 33, size: int = 192) -> np.ndarray:

@@ -3,11 +3,11 @@
 Colour: pixels of clear saturation are given to the nearest hue of the palette; backgrounds are muted and fall out. The
 verdict is the most frequent hue inside the mask where no other shape of the source is. It must cover at least a tenth
 of what the source's target covers.
-Shape: in every fourth frame the largest connected piece of the prompted hue in the mask is compared with every shape at
-every angle, moved to its centroid and scaled to its area. The verdict is the shape of the highest mean overlap
-(intersection over union). A VAE of 8-pixel cells rounds corners, so the shapes compared with are blurred as well: on 64
-tuning clips of 96x96 the verdict on the VAE's reconstruction is then right in 95% instead of 88%, on the source in 100%
-either way. How often verdicts are right on the source and on its reconstruction is reported beside every result.
+Shape: in every fourth frame the largest connected piece of the prompted hue in the mask is compared with every shape
+at every angle, moved to its centroid and scaled to its area. The verdict is the shape of the highest mean overlap
+(intersection over union). A VAE of 8-pixel cells rounds corners, so there are two judges: one compares with the shapes
+as they are drawn, the other with shapes blurred by BLUR, which was chosen for verdicts on the VAE's reconstructions of
+tuning clips. Every result reports both, and how often each is right on the source and on its reconstruction.
 """
 
 from __future__ import annotations
@@ -44,32 +44,32 @@ def colour_masks(video: np.ndarray) -> dict[str, np.ndarray]:
     return {name: (gap == nearest) & (gap < HUE_WIDTH) & (saturation > SATURATION) for name, gap in gaps.items()}
 
 
-def overlap(piece: np.ndarray) -> dict[str, float]:
-    """Best intersection over union of each shape with a piece, bool [H, W]."""
+def overlap(piece: np.ndarray, blur: float) -> dict[str, float]:
+    """Best intersection over union of each shape, blurred by so many pixels, with a piece, bool [H, W]."""
     rows, columns = np.nonzero(piece)
     piece = np.pad(piece[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1], EDGE)
     area, centre, best = int(piece.sum()), ndimage.center_of_mass(piece), {}
     for shape in SHAPES:
         radius, scores = float(np.sqrt(area / AREA[shape])), []
-        radius *= float(np.sqrt(area / max(_template(shape, piece.shape, centre, radius, 0.0).sum(), 1)))
+        radius *= float(np.sqrt(area / max(_template(shape, piece.shape, centre, radius, 0.0, blur).sum(), 1)))
         for angle in np.arange(0, PERIOD[shape], ANGLE_STEP):
-            template = _template(shape, piece.shape, centre, radius, np.radians(angle))
+            template = _template(shape, piece.shape, centre, radius, np.radians(angle), blur)
             both = (template & piece).sum()
             scores.append(both / (template.sum() + area - both))
         best[shape] = float(max(scores))
     return best
 
 
-def _template(shape: str, size: tuple, centre: tuple[float, float], radius: float, angle: float) -> np.ndarray:
-    """A shape as it looks behind the VAE's blur, bool [H, W]."""
+def _template(shape: str, size: tuple, centre: tuple, radius: float, angle: float, blur: float) -> np.ndarray:
+    """A shape as it looks behind a blur, bool [H, W]."""
     image = np.zeros(size, np.float32)
     part, box = coverage(shape, *size, centre, radius, angle)
     image[box] = part
-    return ndimage.gaussian_filter(image, BLUR) > 0.5
+    return ndimage.gaussian_filter(image, blur) > 0.5
 
 
-def judge(video: np.ndarray, clip: Clip) -> tuple[str, str]:
-    """(colour, shape) seen in the mask of a clip, '' where nothing is; video uint8 [F, H, W, 3]."""
+def judge(video: np.ndarray, clip: Clip, blur: float = 0.0) -> tuple[str, str]:
+    """(colour, shape) seen in the mask of a clip, '' where nothing is; video uint8 [F, H, W, 3]; `blur` in pixels."""
     region = clip.mask & (ndimage.maximum_filter(clip.others, size=(1, 3, 3)) < 0.5)
     masks = colour_masks(video)
     counts = {name: int((mask & region).sum()) for name, mask in masks.items()}
@@ -81,7 +81,7 @@ def judge(video: np.ndarray, clip: Clip) -> tuple[str, str]:
         labels, n = ndimage.label(masks[wanted][frame] & clip.mask[frame])
         sizes = ndimage.sum_labels(np.ones_like(labels), labels, range(1, n + 1)) if n else []
         if n and max(sizes) >= MIN_PIXELS:
-            scores.append(overlap(labels == 1 + int(np.argmax(sizes))))
+            scores.append(overlap(labels == 1 + int(np.argmax(sizes)), blur))
     if not scores:
         return seen, ""
     return seen, max(SHAPES, key=lambda shape: float(np.mean([score[shape] for score in scores])))

@@ -3,8 +3,8 @@
     python -m nano.train_dit --minutes 85
     torchrun --nproc-per-node 2 -m nano.train_dit --minutes 85 --threads 1     # two CPU cores, or two GPUs
 
-Small clips first, then mostly large ones; shards written while this runs are picked up. Sigma is uniform, shifted by 5
-and stratified over the batch. Resumable: the same command goes on where it stopped.
+Small clips first, then mostly large ones; shards written while this runs are picked up. Sigma is uniform, shifted by
+SIGMA_SHIFT and stratified over the batch. Resumable: the same command goes on where it stopped.
 """
 
 from __future__ import annotations
