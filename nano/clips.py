@@ -7,6 +7,7 @@ inside the mask in every frame; the prompt names it ('red circle'). No other sha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,14 +72,20 @@ def layer(rng: np.random.Generator, image: np.ndarray, frames: int, height: int,
     return out.permute(0, 2, 3, 1).contiguous().numpy()
 
 
+def overlay(rng: np.random.Generator, video: np.ndarray, image: Callable[[], np.ndarray], cut: tuple) -> None:
+    """Move a piece of `image()`, [S, S, 3], over a video, [F, H, W, 3]; a higher `cut` leaves less of it."""
+    frames, height, width = video.shape[:3]
+    outline = np.clip(noise(rng, 2 * max(height, width), 2.2)[..., :1] * 12 - rng.uniform(*cut), 0, 1)
+    top = layer(rng, np.concatenate([image(), outline], -1), frames, height, width)
+    video += (top[..., :3] - video) * top[..., 3:]
+
+
 def background(rng: np.random.Generator, frames: int, height: int, width: int) -> np.ndarray:
     """The moving textured background, float32 [F, H, W, 3] in 0..1."""
     size = 2 * max(height, width)
     video = layer(rng, texture(rng, size), frames, height, width)
     if rng.random() < 0.4:
-        outline = np.clip(noise(rng, size, 2.2)[..., :1] * 12 - rng.uniform(2, 10), 0, 1)
-        top = layer(rng, np.concatenate([texture(rng, size), outline], -1), frames, height, width)
-        video += (top[..., :3] - video) * top[..., 3:]
+        overlay(rng, video, lambda: texture(rng, size), (2, 10))
     # Light that drifts a little over the clip.
     gain = 1 + rng.normal(0, 0.04) * np.sin(np.arange(frames) * rng.uniform(0.05, 0.3))
     return video * gain[:, None, None, None].astype(np.float32)

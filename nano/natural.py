@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .clips import layer
+from .clips import layer, overlay
 from .textures import noise
 
 NAMES = ("astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "coffee.png", "coins.png", "grass.png",
@@ -56,9 +56,7 @@ def natural_clip(seed: int, frames: int, height: int, width: int) -> np.ndarray:
     size = 2 * max(height, width)
     video = layer(rng, _crop(rng, size), frames, height, width)
     if rng.random() < 0.5:
-        outline = np.clip(noise(rng, size, 2.2)[..., :1] * 12 - rng.uniform(0, 8), 0, 1)
-        top = layer(rng, np.concatenate([_crop(rng, size), outline], -1), frames, height, width)
-        video += (top[..., :3] - video) * top[..., 3:]
+        overlay(rng, video, lambda: _crop(rng, size), (0, 8))
     return (np.clip(video, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 

@@ -8,25 +8,12 @@ pytest.importorskip("diffusers", reason="the diffusers host needs diffusers")
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
-    WanTransformer3DModel,
-    WanVACETransformer3DModel,
 )
 
 from hetcache_core import CachePolicy
 from hetcache_core.hosts import diffusers as host
 from hetcache_core.packing import pack, pack_timesteps, to_patches, unpack
-from tests.hosts.small_wan import SMALL, TOKENS, H, T, W, cached, control, noise, prompts, randomised, relative, sample
-
-
-@pytest.fixture(scope="module")
-def vace():
-    return randomised(WanVACETransformer3DModel(**SMALL, num_layers=4, vace_layers=[0, 2], vace_in_channels=96))
-
-
-@pytest.fixture(scope="module")
-def plain():
-    return randomised(WanTransformer3DModel(**SMALL, num_layers=3))
-
+from tests.hosts.small_wan import TOKENS, H, T, W, cached, control, noise, prompts, relative, sample
 
 # ---- exactness
 

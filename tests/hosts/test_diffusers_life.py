@@ -7,24 +7,11 @@ pytest.importorskip("diffusers", reason="the diffusers host needs diffusers")
 
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
-    WanTransformer3DModel,
-    WanVACETransformer3DModel,
 )
 
 from hetcache_core import CachePolicy
 from hetcache_core.hosts import diffusers as host
-from tests.hosts.small_wan import SMALL, cached, control, noise, prompts, randomised, sample
-
-
-@pytest.fixture(scope="module")
-def vace():
-    return randomised(WanVACETransformer3DModel(**SMALL, num_layers=4, vace_layers=[0, 2], vace_in_channels=96))
-
-
-@pytest.fixture(scope="module")
-def plain():
-    return randomised(WanTransformer3DModel(**SMALL, num_layers=3))
-
+from tests.hosts.small_wan import cached, control, noise, prompts, sample
 
 # ---- applying and removing
 
