@@ -44,7 +44,8 @@ def variants(policy: CachePolicy, speeds: list[float], ablations: bool) -> dict[
     for speed in speeds:
         runs[f"speed-{speed:g}"] = replace(policy, speed=speed)
         if ablations:
-            runs[f"forecast-{speed:g}"] = replace(policy, speed=speed, partials=False)
+            allowed = 5 if policy.max_reuse == 0 else policy.max_reuse  # with neither there is nothing to measure
+            runs[f"forecast-{speed:g}"] = replace(policy, speed=speed, partials=False, max_reuse=allowed)
             runs[f"partial-{speed:g}"] = replace(policy, speed=speed, max_reuse=0, refresh=100)
     return runs
 
@@ -106,7 +107,7 @@ def summarise(rows: list[dict]) -> dict[str, dict]:
         if rival and not name.startswith("fewer"):
             gains = [mine[c]["psnr"]["mask"] - rival[c]["psnr"]["mask"] for c in mine if c in rival]
             entry["gain_over_fewer_steps"] = _mean(gains)
-            entry["gain_spread"] = statistics.stdev(gains) if len(gains) > 1 else 0.0
+            entry["gain_spread"] = float(np.std(gains, ddof=1)) if np.isfinite(gains).all() and len(gains) > 1 else 0.0
         table[name] = entry
     return table
 
