@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.latent import LatentEdit
 from benchmarks.machine import describe
-from demo.metrics import compare
+from hetcache_core.quality import compare
 from hetcache_core import CachePolicy
 from nano.clips import HELD_OUT, make_clip
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from demo.errors import InputError
 from demo.media import Clip, write_video
-from demo.metrics import REGIONS
+from hetcache_core.quality import REGIONS
 from demo.runs import Run
 
 TINT = np.array([255, 64, 64])  # over the region that is edited

@@ -3,10 +3,11 @@
 
 def all_nodes() -> list[type]:
     """Every node class, in the order of a workflow. Needs the host."""
+    from .compare import Compare
     from .demo_model import DemoModel
     from .load_mask_video import LoadMaskVideo
     from .patch_model import PatchModel
     from .policy_settings import PolicySettings
     from .stats import Stats
 
-    return [LoadMaskVideo, PolicySettings, PatchModel, Stats, DemoModel]
+    return [LoadMaskVideo, PolicySettings, PatchModel, Stats, Compare, DemoModel]

@@ -38,6 +38,10 @@ NODES = {  # id: category, required inputs, optional inputs, outputs
         "model/patch/wan", "latent", "stats video",
         {"latent": "LATENT", "report": "STRING", "picture": "IMAGE", "json": "STRING"},
     ),
+    "HetCacheCompare": (
+        "model/patch/wan", "before after mask gain", "ring",
+        {"frames": "IMAGE", "difference": "IMAGE", "report": "STRING", "json": "STRING"},
+    ),
     "HetCacheDemoModel": (
         "model/loaders", "colour shape", "",
         {"model": "MODEL", "vae": "VAE", "positive": "CONDITIONING", "negative": "CONDITIONING", "video": "IMAGE",
@@ -152,7 +156,7 @@ def test_a_node_shows_its_schema(nodes, name):
     for part in ("required", "optional"):
         for input_, (_, options) in node["input"].get(part, {}).items():
             assert options.get("tooltip"), f"{input_} has no tooltip"
-    assert node["output_node"] == (name == "HetCacheStats")
+    assert node["output_node"] == (name in ("HetCacheStats", "HetCacheCompare"))
 
 
 def test_fine_settings_are_folded_away(nodes):

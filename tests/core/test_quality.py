@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from skimage.metrics import structural_similarity
 
-from demo.metrics import REGIONS, compare, regions
+from hetcache_core.quality import REGIONS, by_frame, compare, regions
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def mask():
 def test_mask_ring_and_outside_are_all(mask):
     parts = regions(mask, ring=4)
     assert tuple(parts) == REGIONS
-    np.testing.assert_array_equal(parts["mask"].astype(int) + parts["ring"] + parts["outside"], 1)
+    np.testing.assert_array_equal(parts["mask"].int() + parts["ring"].int() + parts["outside"].int(), 1)
     assert parts["ring"][0, 24 - 4, 30]
     assert not parts["ring"][0, 24 - 5, 30]
 
@@ -66,3 +67,40 @@ def test_a_region_without_pixels_is_nan():
 def test_shapes_must_agree(mask):
     with pytest.raises(ValueError, match="shapes differ"):
         compare(np.zeros((2, 64, 64, 3)), np.zeros((2, 64, 32, 3)), mask)
+
+
+def test_ssim_is_that_of_scikit_image():
+    rng = np.random.default_rng(3)
+    reference = rng.random((2, 40, 56, 3))
+    video = (reference + rng.normal(0, 0.1, reference.shape)).clip(0, 1)
+    mask = rng.random((2, 40, 56)) > 0.7
+    maps = [
+        structural_similarity(a, b, channel_axis=-1, data_range=1.0, full=True)[1].mean(-1)
+        for a, b in zip(video, reference)
+    ]
+    ssim = compare(video, reference, mask, ring=2)["ssim"]
+    for name, region in regions(mask, ring=2).items():
+        assert ssim[name] == pytest.approx(np.stack(maps)[region.numpy()].mean(), abs=1e-12)
+
+
+def test_the_ring_is_square():
+    mask = np.zeros((1, 30, 40), bool)
+    mask[0, 10, 20] = True
+    ring = regions(mask, ring=3)["ring"][0]
+    assert ring.sum() == 7 * 7 - 1
+    assert ring[7, 17] and ring[13, 23] and not ring[6, 20]
+
+
+def test_by_frame_finds_the_worst(mask):
+    reference = np.full((2, 64, 64, 3), 0.5, np.float32)
+    video = reference.copy()
+    video[1][mask[1]] += 0.1
+    assert by_frame(video, reference, mask) == [math.inf, pytest.approx(20, abs=1e-4)]
+    mask[0] = False
+    assert math.isnan(by_frame(video, reference, mask)[0])
+
+
+def test_progress_is_told(mask):
+    told = []
+    compare(np.zeros((2, 64, 64, 3)), np.zeros((2, 64, 64, 3)), mask, progress=lambda *done: told.append(done))
+    assert told == [(1, 2), (2, 2)]
