@@ -23,8 +23,8 @@ import torch
 
 from benchmarks.latent import LatentEdit
 from benchmarks.machine import describe
-from hetcache_core.quality import compare
 from hetcache_core import CachePolicy
+from hetcache_core.quality import compare
 from nano.clips import HELD_OUT, make_clip
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -24,8 +24,8 @@ import torch
 
 from benchmarks.latent import LatentEdit
 from benchmarks.machine import describe
-from hetcache_core.quality import compare
 from hetcache_core import CachePolicy
+from hetcache_core.quality import compare
 from nano.clips import HELD_OUT, TUNING, make_clip
 
 EXACT = CachePolicy.preset("exact")

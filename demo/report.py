@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from demo.errors import InputError
 from demo.media import Clip, write_video
-from hetcache_core.quality import REGIONS
 from demo.runs import Run
+from hetcache_core.quality import REGIONS
 
 TINT = np.array([255, 64, 64])  # over the region that is edited
 CAPTION, GAP = 20, 4  # pixels above and to the right of every picture

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from demo.errors import InputError
-from hetcache_core.quality import compare
 from demo.models import Edit, Model, encoded_once
 from demo.progress import Progress
 from hetcache_core import CachePolicy
+from hetcache_core.quality import compare
 from hetcache_core.stats import RunStats
 
 

@@ -118,7 +118,8 @@ def told(result: dict, decibels: list[float], mask: torch.Tensor, ring: int) -> 
     lines.append(f"mask: {share:.0%} of the clip")
     numbers = {
         "frames": len(mask), "height": mask.shape[1], "width": mask.shape[2], "mask_fraction": share, "ring": ring,
-        "psnr": _finite(psnr), "ssim": _finite(ssim), "equal": {name: value == math.inf for name, value in psnr.items()},
+        "psnr": _finite(psnr), "ssim": _finite(ssim),
+        "equal": {name: value == math.inf for name, value in psnr.items()},
         "psnr_mask_by_frame": list(_finite(dict(enumerate(decibels))).values()),
     }  # fmt: skip
     return "\n".join(lines), json.dumps(numbers, indent=1)

@@ -63,10 +63,11 @@ class PolicySettings(io.ComfyNode):
                     io.DynamicCombo.Option("plan", []),
                     io.DynamicCombo.Option("hetcache", [
                         io.Float.Input("threshold", default=0.10, min=0.0, max=10.0, step=0.01,
-                                       tooltip="How much a step may change before it is computed. Higher is faster."),
+                                       tooltip="How much the picture may drift before a step is computed. Higher is "
+                                       "faster and costs fine detail inside the mask."),
                         io.Float.Input("partial_factor", default=1.5, min=1.0, max=10.0, step=0.1,
-                                       tooltip="Up to this many thresholds only the masked region is computed, beyond "
-                                       "it everything."),
+                                       tooltip="How long the masked region alone is computed before everything is. "
+                                       "Higher is faster and ties the edit less to its surroundings."),
                     ]),
                     io.DynamicCombo.Option("off", []),
                 ]),
@@ -74,21 +75,25 @@ class PolicySettings(io.ComfyNode):
                 _whole("cooldown", 100, "Steps computed in full at the end; they mend the seam around the mask."),
                 _whole("max_reuse", 20, "Most steps in a row for which nothing is computed. 0 forbids it: softer "
                        "motion and texture are the price of long runs."),
-                _whole("refresh", 100, "Most steps from one full step to the next."),
+                _whole("refresh", 100, "Most steps from one full step to the next. Fewer keep the edit closer to its "
+                       "surroundings, and are slower."),
                 _whole("margin_space", 16, "Rings of 16 pixels around the mask computed with it. More blends the edge "
                        "better and is slower.", 0, 0),
-                _whole("margin_time", 16, "Latent frames (4 frames each) before and after the mask computed with it.",
-                       0, 0),
-                _share("context_share", "Share of the surroundings looked at afresh on partial steps."),
+                _whole("margin_time", 16, "Latent frames (4 frames each) before and after the mask computed with it. "
+                       "More helps where the mask moves fast, and is slower.", 0, 0),
+                _share("context_share", "Share of the surroundings looked at afresh while only the masked region is "
+                       "computed. More keeps light and colour of the edit in step with them, and is slower."),
                 _switch("partials", True, "Allow steps that compute the masked region only. Off leaves plain step "
                         "caching."),
                 _switch("memory_offload", False, "Remember the surroundings in the computer's memory instead of the "
-                        "graphics card's."),
-                _share("mask_threshold", "Mask values above this are edited.", 0.1),
-                _share("max_mask_fraction", "Masks that cover more of the clip than this are computed in full.", 0.9),
+                        "graphics card's. For when graphics memory is short."),
+                _share("mask_threshold", "Mask values above this are edited. Lower takes in more of a soft edge.", 0.1),
+                _share("max_mask_fraction", "Masks that cover more of the clip than this are computed in full, as "
+                       "nothing would be saved.", 0.9),
                 _text("schedule", "", "The steps themselves, a letter each: F full, P masked region only, R reuse, as "
                       "in FFRPRF. Overrides the speed."),
-                _text("profile", "auto", "Measured error profile of your model: a JSON file, or auto."),
+                _text("profile", "auto", "How fast your model's pictures take shape, as measured on it: a JSON file, "
+                      "or auto."),
             ],
             outputs=[Policy.Output(display_name="policy", tooltip="Connect to HetCache Patch Model.")],
         )

@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import re
 import shutil
 
 import av
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from locales import build
 from tests.hosts.comfyui_host import ROOT, Server, missing
 
 WHY_NOT = missing()
@@ -157,6 +159,22 @@ def test_a_node_shows_its_schema(nodes, name):
         for input_, (_, options) in node["input"].get(part, {}).items():
             assert options.get("tooltip"), f"{input_} has no tooltip"
     assert node["output_node"] == (name in ("HetCacheStats", "HetCacheCompare"))
+
+
+def test_the_words_in_every_language_are_those_of_the_nodes(server, nodes):
+    catalogue = build.english({name: nodes[name] for name in NODES})
+    assert build.read("en") == catalogue, "run python -m locales.build"
+    served = server.get("/i18n")
+    for language in build.LANGUAGES:
+        assert not build.problems(language, catalogue)
+        assert served[language]["nodeDefs"] == build.read(language)
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_a_node_has_a_help_page_with_a_picture(server, name):
+    page = server.bytes(f"/extensions/hetcache/docs/{name}.md").decode()
+    (picture,) = re.findall(r"!\[[^]]+\]\(([^)]+)\)", page)  # the frontend looks for it beside the page
+    assert Image.open(io.BytesIO(server.bytes(f"/extensions/hetcache/docs/{picture}"))).width >= 400
 
 
 def test_fine_settings_are_folded_away(nodes):

@@ -1,0 +1,90 @@
+"""Keeps the nodes' words in every language: what is missing, what is stale, and the English ones, which the nodes have.
+
+    python -m locales.build http://127.0.0.1:8188      # a running ComfyUI that has this pack, asked for its nodes
+
+writes `en/nodeDefs.json` from the nodes themselves and lists what the other languages lack or have too much. Those are
+edited by hand, in the layout the host reads: of a node its `display_name`, `description`, inputs by name, outputs by
+number.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+import urllib.request
+from collections.abc import Iterator
+
+HERE = pathlib.Path(__file__).parent
+LANGUAGES = ("en", "ja", "ko", "zh")
+
+
+def english(definitions: dict) -> dict:
+    """The catalogue of some nodes.
+
+    Args:
+        definitions: the nodes, as a host's `/object_info` gives them.
+    """
+    return {name: _node(node) for name, node in sorted(definitions.items())}
+
+
+def _node(node: dict) -> dict:
+    inputs = {name.replace(".", "_"): {"name": name.split(".")[-1], "tooltip": tooltip}
+              for name, tooltip in _inputs(node["input"])}  # fmt: skip
+    pairs = zip(node["output_name"], node["output_tooltips"])
+    outputs = {str(index): {"name": name, "tooltip": tooltip} for index, (name, tooltip) in enumerate(pairs)}
+    return {"display_name": node["display_name"], "description": node["description"], "inputs": inputs,
+            "outputs": outputs}  # fmt: skip
+
+
+def _inputs(definition: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every input and its tooltip, those a choice brings with it as `choice.input`, which the host writes so too."""
+    for part in ("required", "optional"):
+        for name, (kind, *more) in definition.get(part, {}).items():
+            options = more[0] if more else {}
+            yield prefix + name, options.get("tooltip", "")
+            if kind == "COMFY_DYNAMICCOMBO_V3":
+                for choice in options["options"]:
+                    yield from _inputs(choice["inputs"], f"{prefix}{name}.")
+
+
+def read(language: str) -> dict:
+    """The catalogue of a language."""
+    return json.loads((HERE / language / "nodeDefs.json").read_text(encoding="utf-8"))
+
+
+def text(catalogue: dict) -> str:
+    """A catalogue as its file has it."""
+    return json.dumps(catalogue, indent=1, ensure_ascii=False) + "\n"
+
+
+def paths(catalogue: dict, prefix: str = "") -> dict[str, str]:
+    """Every string of a catalogue by its place, as in `HetCacheStats.inputs.latent.tooltip`."""
+    found = {}
+    for name, value in catalogue.items():
+        found |= paths(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
+def problems(language: str, wanted: dict) -> list[str]:
+    """What is wrong with a language beside the catalogue it should follow, a line each."""
+    have, want = paths(read(language)), paths(wanted)
+    lines = [f"{language}: {place} is missing (en: {want[place]!r})" for place in want if not have.get(place)]
+    lines += [f"{language}: {place} is stale; take it out" for place in have if place not in want]
+    # What the frontend's translation library would read as code.
+    lines += [f"{language}: {place} has one of {{ }} @ |" for place in have if set("{}@|") & set(have[place])]
+    return lines
+
+
+def main(address: str) -> int:
+    with urllib.request.urlopen(f"{address}/object_info") as answer:
+        known = json.load(answer)
+    catalogue = english({name: node for name, node in known.items() if name.startswith("HetCache")})
+    (HERE / "en" / "nodeDefs.json").write_text(text(catalogue), encoding="utf-8")
+    found = [line for language in LANGUAGES for line in problems(language, catalogue)]
+    print("\n".join(found) or f"{', '.join(LANGUAGES)}: complete")
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
