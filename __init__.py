@@ -7,7 +7,7 @@ Python users want `hetcache_core` instead, `hetcache_core.hosts.diffusers` for d
 import logging
 
 OLDEST_HOST = (0, 8, 0)
-WEB_DIRECTORY = "./web"  # what the browser gets: the nodes' help pages
+WEB_DIRECTORY = "./web"  # where ComfyUI finds what runs in the browser
 
 
 def _host_version() -> tuple[int, ...] | None:

@@ -116,4 +116,5 @@ class ErrorProfile:
         try:
             return cls.from_json(source.read_text(encoding="utf-8"))
         except OSError:
-            raise ValueError(f"no error profile {name_or_path!r}: neither shipped nor a file") from None
+            text = f"no error profile {name_or_path!r}: neither shipped (nano, wan) nor a file; auto chooses one"
+            raise ValueError(text) from None

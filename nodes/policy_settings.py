@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..hetcache_core.policy import PRESETS, CachePolicy
+from ..hetcache_core.profile import ErrorProfile
 from .compat import known
 from .types import CATEGORY, Policy
 
@@ -104,10 +105,16 @@ class PolicySettings(io.ComfyNode):
 
 
 def make_policy(preset: str, speed: float, memory_budget_mb: float, method: dict | str, **fine) -> CachePolicy:
-    """The policy of these settings; ValueError says which of them is out of range."""
+    """The policy of these settings; ValueError says which of them is wrong, and what to do."""
     if preset != CUSTOM:
         return CachePolicy.preset(preset, memory_budget_mb=memory_budget_mb)
     chosen = dict(method) if isinstance(method, dict) else {"method": method}
     fine = {name: value for name, value in fine.items() if not (type(value) in (int, float) and value == AUTO)}
     fine |= {name: fine[name].strip() for name in ("schedule", "profile") if name in fine}
-    return CachePolicy(speed=speed, memory_budget_mb=memory_budget_mb, **{**chosen, **fine})
+    try:
+        policy = CachePolicy(speed=speed, memory_budget_mb=memory_budget_mb, **{**chosen, **fine})
+        if policy.profile != "auto":
+            ErrorProfile.load(policy.profile)  # here, where it is set, and not at the sampler
+    except ValueError as error:
+        raise ValueError(f"Cache Policy Settings: {error}. Correct it on this node, or choose a preset.") from None
+    return policy

@@ -1,5 +1,6 @@
 """The repository as a whole: what it pins, ships, imports and promises."""
 
+import ast
 import importlib.util
 import os
 import re
@@ -108,6 +109,88 @@ def test_the_borrowed_clip_comes_with_its_notice():
         for needed in ("big_buck_bunny.mp4", "Blender Foundation", "www.bigbuckbunny.org", "licenses/by/3.0"):
             assert needed in text
     assert (ROOT / "demo" / "assets" / "big_buck_bunny.mp4").stat().st_size < 400_000
+
+
+@pytest.fixture(scope="module")
+def archive() -> list[Path]:
+    """What the Comfy Registry gets: what git knows, less .comfyignore, whose patterns are git's."""
+    if not (ROOT / ".git").exists() or not shutil.which("git"):
+        pytest.skip("no git repository here")
+
+    def listed(*options: str) -> set[str]:
+        command = ["git", "ls-files", "-z", *options]
+        return set(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0"))
+
+    names = listed("--cached", "--others", "--exclude-standard") - {""}
+    names -= listed("--cached", "--others", "--ignored", "--exclude-from=.comfyignore")
+    return sorted(ROOT / name for name in names if (ROOT / name).is_file())
+
+
+def test_the_registry_gets_what_comfyui_runs_and_no_more(archive):
+    names = {path.relative_to(ROOT).as_posix() for path in archive}
+    assert {"__init__.py", "pyproject.toml", "LICENSE", "NOTICE", "README.md", "nodes/compare.py", "demo/masks.py",
+            "demo/assets/big_buck_bunny.mp4", "nano/text.py", "nano/weights/nano_vace.safetensors",
+            "locales/zh/nodeDefs.json", "web/docs/HetCacheStats.md", "web/docs/img/HetCacheStats.webp",
+            "workflows/hetcache_nano_demo.json", "workflows/hetcache_nano_demo.jpg"} <= names  # fmt: skip
+    assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "docs/", ".ci/", ".github/"))]
+    assert sum(path.stat().st_size for path in archive) < 40e6
+
+
+def test_everything_the_registry_gets_finds_what_it_imports(archive):
+    modules = {path.with_suffix("") for path in archive if path.suffix == ".py"}
+    for path in archive:
+        if path.suffix != ".py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = path.parents[node.level - 1] / (node.module or "").replace(".", "/")
+                wanted = [base] if node.module else [base / alias.name for alias in node.names]
+                for module in wanted:
+                    there = {module, module / "__init__", base / "__init__"} & modules
+                    assert there or module.name == "diffusers", f"{path.relative_to(ROOT)} imports {module.name}"
+
+
+def test_the_registry_finds_nothing_it_forbids(archive):
+    calls, imports = {"eval", "exec", "compile", "__import__"}, {"subprocess", "socket", "urllib", "requests", "pip"}
+    for path in archive:
+        if path.suffix != ".py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+            assert called not in calls, f"{path.relative_to(ROOT)} calls {called}"
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            assert not imports & {name.split(".")[0] for name in names}, f"{path.relative_to(ROOT)} imports {names}"
+
+
+def test_the_registry_is_told_all_it_asks_for(project):
+    tomllib = pytest.importorskip("tomllib")
+    comfy = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["comfy"]
+    assert re.fullmatch(r"[a-z][a-z0-9-]*", comfy["PublisherId"]) and comfy["DisplayName"]
+    assert re.fullmatch(r"[a-z][a-z0-9._-]{0,99}", project["name"]) and "comfyui" not in project["name"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", project["version"])
+    path = project["urls"]["Repository"].removeprefix("https://github.com/")
+    prefix = f"https://raw.githubusercontent.com/{path}/main/"
+    assert comfy["Icon"].startswith(prefix) and (ROOT / comfy["Icon"].removeprefix(prefix)).is_file()
+    oldest = re.search(r"OLDEST_HOST = \((\d+), (\d+), (\d+)\)", (ROOT / "__init__.py").read_text())
+    assert comfy["requires-comfyui"] == ">=" + ".".join(oldest.groups())
+    assert "web" not in comfy, "WEB_DIRECTORY says it; both would register the folder twice"
+    assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"version: {project['version']}" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_what_the_readme_shows_and_links_is_there():
+    readme = (ROOT / "README.md").read_text()
+    for target in re.findall(r"\]\(([^)]+)\)", readme):
+        if target.startswith("#"):
+            headings = re.findall(r"^#+ (.*)", readme, re.MULTILINE)
+            assert target[1:] in {re.sub(r"[^a-z0-9 -]", "", h.lower()).replace(" ", "-") for h in headings}, target
+        elif not target.startswith("https://"):
+            assert (ROOT / target).is_file(), target
+    assert (ROOT / "docs" / "moving.webp").stat().st_size < 2_000_000
+    for page in (ROOT / "web" / "docs").glob("*.md"):
+        (picture,) = re.findall(r"!\[[^]]+\]\(([^)]+)\)", page.read_text())
+        assert (page.parent / picture).stat().st_size < 150_000, page.name
 
 
 def test_the_licence_is_whole():

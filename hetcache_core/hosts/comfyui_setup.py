@@ -137,11 +137,11 @@ def why_whole_run(sampling: Sampling) -> str:
     if any(map(_compiles_everything, sampling.wrappers(WrappersMP.APPLY_MODEL).get("torch.compile", ()))):
         return "the whole model is compiled; compile its blocks instead (KJNodes' TorchCompileModelWanVideoV2 does)"
     if options.get("context_handler") is not None:
-        return "context windows cut the clip into pieces that move from step to step"
+        return "context windows cut the clip into pieces that move; take them out, or edit a shorter clip"
     if getattr(patcher, "get_additional_models_with_key", lambda key: ())("multigpu"):
-        return "the work is split over several GPUs"
+        return "the work is split over several GPUs; take the split out to use HetCache"
     if any(cond.get("hooks") is not None for conds in sampling.guider.conds.values() for cond in conds):
-        return "prompts carry LoRA hooks, which change the model while it samples"
+        return "prompts carry LoRA hooks, which change the model while it samples; load the LoRA on the model"
     return ""
 
 
