@@ -304,7 +304,11 @@ def test_an_error_is_told_and_the_server_lives_on(server):
     outcome = server.run(wrong)
     assert outcome.end["type"] == "execution_error"
     assert outcome.end["data"]["node_id"] == find(wrong, "HetCachePolicySettings")[0]
-    assert "FFX" in outcome.end["data"]["exception_message"]
+    message = outcome.end["data"]["exception_message"]
+    assert message.startswith("Cache Policy Settings: ") and "FFX" in message and "Correct it" in message
+    outcome = server.run(small_demo(profile="mine.json"))
+    assert outcome.end["data"]["node_id"] == find(wrong, "HetCachePolicySettings")[0]
+    assert "no error profile 'mine.json'" in outcome.end["data"]["exception_message"]
     refused = server.post("/prompt", {"prompt": small_demo(speed=99.0)})
     (error,) = refused["node_errors"][find(wrong, "HetCachePolicySettings")[0]]["errors"]
     assert error["type"] == "value_bigger_than_max"
