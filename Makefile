@@ -4,7 +4,7 @@ VENV   := .venv
 RUN    := $(VENV)/bin/python
 PIP    := $(RUN) -m pip --disable-pip-version-check install -qq --constraint constraints.txt
 
-.PHONY: demo test clean
+.PHONY: demo test bench bench-quick clean
 
 demo: $(VENV)/ready-demo
 	@$(RUN) -m demo $(ARGS)
@@ -12,6 +12,12 @@ demo: $(VENV)/ready-demo
 test: $(VENV)/ready-dev
 	@$(RUN) -m ruff check .
 	@$(RUN) -m pytest $(ARGS)
+
+bench: $(VENV)/ready-bench
+	@$(RUN) -m benchmarks.bench $(ARGS)
+
+bench-quick: $(VENV)/ready-bench
+	@$(RUN) -m benchmarks.bench --quick --workers 2 --out out/bench-quick $(ARGS)
 
 clean:
 	rm -rf $(VENV) out

@@ -30,6 +30,7 @@ from nano.clips import HELD_OUT, make_clip
 ROOT = Path(__file__).resolve().parent.parent
 THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
 MASK = (0.15, 0.20)
+KEPT = ("decisions", "predicted_speed", "peak_context_bytes", "peak_forecast_bytes")
 
 
 def host() -> tuple[Path, Path]:
@@ -55,7 +56,7 @@ def inside(tasks: dict, folder: Path, python: Path, scratch: Path) -> list[dict]
                 row["speed"] = float(held["seconds.full"]) / row["seconds"]
                 if f"stats.{name}" in held:
                     stats = json.loads(str(held[f"stats.{name}"]))
-                    row |= {key: stats[key] for key in ("decisions", "predicted_speed", "peak_context_bytes")}
+                    row |= {key: stats[key] for key in KEPT}
                     row["speed_by_stats"] = stats["speed"]
                 rows.append({**row, **compare(held[name].astype(np.float32), full, held["mask"])})
     return rows

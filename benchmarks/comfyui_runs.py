@@ -3,13 +3,16 @@
     python comfyui_runs.py COMFYUI_DIR ROOT TASKS.json
 
 TASKS holds ``sigmas``, ``cfg``, ``threads``, ``clips`` and ``runs``: name -> ``{}`` for full compute, or
-``{"policy": JSON}``, or ``{"easycache": threshold}``. Every clip's ``file`` becomes an npz with the decoded video of
-each run under its name, ``seconds.NAME`` of its sampling, and ``stats.NAME``, what HetCache said of it.
+``{"policy": JSON}``, or ``{"easycache": threshold}``, or ``{"sigmas": [...]}``, another schedule; and, if not 7 and
+euler, ``seed`` and ``sampler``. A clip is one of nano's by its index, or video, mask and prompt in its ``source``, an
+npz. Its ``file`` becomes an npz with the decoded video of each run under its name, ``seconds.NAME`` of its sampling,
+and ``stats.NAME``, what HetCache said of it.
 """
 
 import json
 import sys
 import time
+from types import SimpleNamespace
 
 COMFYUI, ROOT, TASKS = sys.argv[1:4]
 sys.path[:0] = [COMFYUI, ROOT]
@@ -48,32 +51,42 @@ def patched(model, run: dict, mask: torch.Tensor):
     return model, None
 
 
-def edit(task: dict, demo, runs: dict, sigmas: torch.Tensor, cfg: float) -> dict:
-    """All runs of one clip."""
+def load(task: dict):
+    """The clip of a task: something with ``video``, ``mask`` and ``prompt``."""
+    if "source" in task:
+        with np.load(task["source"]) as held:
+            return SimpleNamespace(video=held["video"], mask=held["mask"], prompt=str(held["prompt"]))
     seeds = {"held-out": HELD_OUT, "tuning": TUNING}[task["split"]]
-    clip = make_clip(seeds[task["index"]], task["frames"], task["size"], task["size"], tuple(task["mask"]))
+    return make_clip(seeds[task["index"]], task["frames"], task["size"], task["size"], tuple(task["mask"]))
+
+
+def edit(task: dict, demo, tasks: dict) -> dict:
+    """All runs of one clip."""
+    clip, runs, cfg, seed = load(task), tasks["runs"], tasks["cfg"], tasks.get("seed", 7)
+    full_sigmas = torch.tensor(tasks["sigmas"])
     model, vae, positive, negative = demo.execute(*clip.prompt.split()).result[:4]
     mask = torch.from_numpy(clip.mask).float()
     video = torch.from_numpy(np.where(clip.mask[..., None], 0.5, clip.video / 255).astype(np.float32))
-    size = (task["size"], task["size"], task["frames"], 1, 1.0)
+    frames, height, width = clip.mask.shape
+    size = (width, height, frames, 1, 1.0)
     positive, negative, latent, _ = WanVaceToVideo.execute(
         positive, negative, vae, *size, control_video=video, control_masks=mask
     ).result
-    noise = comfy.sample.prepare_noise(latent["samples"], 7)
+    noise = comfy.sample.prepare_noise(latent["samples"], seed)
 
     def sample(model, sigmas):
-        euler = comfy.samplers.ksampler("euler")
+        sampler = comfy.samplers.ksampler(tasks.get("sampler", "euler"))
         return comfy.samplers.sample(
-            model, noise, positive, negative, cfg, model.load_device, euler, sigmas, latent_image=latent["samples"],
-            seed=7, disable_pbar=True,
+            model, noise, positive, negative, cfg, model.load_device, sampler, sigmas,
+            latent_image=latent["samples"], seed=seed, disable_pbar=True,
         )  # fmt: skip
 
     out = {"mask": clip.mask}
-    sample(model, sigmas[:3])  # warms up
+    sample(model, full_sigmas[:3])  # warms up
     for name, run in runs.items():
         used, report = patched(model, run, mask)
         began = time.perf_counter()
-        result = sample(used, sigmas)
+        result = sample(used, torch.tensor(run.get("sigmas", tasks["sigmas"])))
         out[f"seconds.{name}"] = time.perf_counter() - began
         out[name] = vae.decode(result)[0].clamp(0, 1).numpy().astype(np.float16)
         if report is not None:
@@ -86,9 +99,9 @@ def main() -> None:
     with open(TASKS) as file:
         tasks = json.load(file)
     torch.set_num_threads(tasks["threads"])
-    demo, sigmas = load_pack()["HetCacheDemoModel"], torch.tensor(tasks["sigmas"])
+    demo = load_pack()["HetCacheDemoModel"]
     for task in tasks["clips"]:
-        out = edit(task, demo, tasks["runs"], sigmas, tasks["cfg"])
+        out = edit(task, demo, tasks)
         np.savez(task["file"], **out)
         seconds = {name: round(value, 2) for name, value in out.items() if name.startswith("seconds")}
         print(json.dumps({"clip": task["index"], **seconds}), flush=True)

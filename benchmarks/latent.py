@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,39 +17,42 @@ from nano import text
 from nano import vae as nano_vae
 from nano.clips import Clip
 
-_pipeline = None
 
-
-def pipeline():
-    """The stock nano pipeline, loaded once."""
-    global _pipeline
-    if _pipeline is None:
-        _pipeline = nano.load_pipeline()
-        _pipeline.set_progress_bar_config(disable=True)
-    return _pipeline
+@functools.cache
+def pipeline(sampler: str = "euler"):
+    """The stock nano pipeline with a sampler, loaded once."""
+    pipe = nano.load_pipeline(sampler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 class LatentEdit:
     """One clip, encoded once.
 
     Args:
-        clip: what to edit. cfg: guidance; 1 runs one stream. seed: of the noise.
+        clip: what to edit; its video, mask and prompt are looked at. cfg: guidance; 1 runs one stream.
+        seed: of the noise. sampler: ``euler`` or ``unipc``.
+        noise: to start from instead, ``[1, 16, T, H, W]``.
     """
 
-    def __init__(self, clip: Clip, cfg: float, seed: int = 7):
+    def __init__(self, clip: Clip, cfg: float, seed: int = 7, sampler: str = "euler", noise: Tensor | None = None):
         self.clip, self._edit = clip, Edit(clip.video, clip.mask, cfg, seed)
+        self.pipe, self._noise = pipeline(sampler), noise
         self._encoded: Tensor | None = None
 
     def sample(self, steps: int, policy: CachePolicy | None) -> tuple[Tensor, RunStats | None]:
         """The edited latent ``[1, 16, T, H, W]`` and the run's statistics; without a policy, of the untouched model."""
-        pipe, clip = pipeline(), self.clip
+        pipe, clip = self.pipe, self.clip
         model = Model("nano", pipe, text.encode(clip.prompt), text.encode(""))
         pipe.prepare_video_latents = self._once(pipe.prepare_video_latents)
+        if self._noise is not None:
+            pipe.prepare_latents = lambda *args, **kwargs: self._noise
         try:
             with torch.inference_mode():
                 latents, stats = self._edit.sample(model, steps, policy, decode=False)
         finally:
             del pipe.prepare_video_latents
+            pipe.__dict__.pop("prepare_latents", None)
         return latents[None], stats
 
     def _once(self, encode):
@@ -71,7 +76,7 @@ class LatentEdit:
 
     def sigmas(self, steps: int) -> tuple[float, ...]:
         """The schedule of a run, ``[steps + 1]``."""
-        scheduler = pipeline().scheduler
+        scheduler = self.pipe.scheduler
         scheduler.set_timesteps(steps)
         return tuple(float(s) for s in [*scheduler.sigmas[:steps], 0.0])
 

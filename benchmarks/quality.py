@@ -14,9 +14,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +22,8 @@ import torch
 
 from benchmarks.latent import LatentEdit
 from benchmarks.machine import describe
+from benchmarks.rows import mean, measured, run_all, write
 from hetcache_core import CachePolicy
-from hetcache_core.quality import compare
 from nano.clips import HELD_OUT, TUNING, make_clip
 
 EXACT = CachePolicy.preset("exact")
@@ -58,18 +56,7 @@ def edit_clip(clip, policies: dict[str, CachePolicy], steps: int, cfg: float, se
     reference = edit.decode(latents)
 
     def row(name, latents, stats):
-        rows.append({
-            "name": name,
-            "predicted_speed": stats.predicted_speed,
-            "speed": stats.speed,
-            "speed_against_full_run": full.seconds / stats.seconds,
-            "seconds": stats.seconds,
-            "decisions": stats.decisions,
-            "mask_fraction": stats.mask_fraction,
-            "peak_context_bytes": stats.peak_context_bytes,
-            "planned_context_bytes": stats.planned_context_bytes,
-            **compare(edit.decode(latents), reference, clip.mask),
-        })  # fmt: skip
+        rows.append(measured(name, stats, full.seconds, edit.decode(latents), reference, clip.mask))
         return rows[-1]
 
     row("full", latents, full)
@@ -99,22 +86,17 @@ def summarise(rows: list[dict]) -> dict[str, dict]:
             "clips": len(mine),
             "speed": statistics.median(speeds),
             "predicted_speed": statistics.median(r["predicted_speed"] for r in mine.values()),
-            **{f"psnr_{k}": _mean(r["psnr"][k] for r in mine.values()) for k in ("mask", "ring", "outside", "all")},
-            "ssim_mask": _mean(r["ssim"]["mask"] for r in mine.values()),
+            **{f"psnr_{k}": mean(r["psnr"][k] for r in mine.values()) for k in ("mask", "ring", "outside", "all")},
+            "ssim_mask": mean(r["ssim"]["mask"] for r in mine.values()),
             "peak_context_mb": max(r["peak_context_bytes"] for r in mine.values()) / 2**20,
         }
         rival = {r["clip"]: r for r in rows if r["name"] == "fewer-steps-" + name.rpartition("-")[2]}
         if rival and not name.startswith("fewer"):
             gains = [mine[c]["psnr"]["mask"] - rival[c]["psnr"]["mask"] for c in mine if c in rival]
-            entry["gain_over_fewer_steps"] = _mean(gains)
+            entry["gain_over_fewer_steps"] = mean(gains)
             entry["gain_spread"] = float(np.std(gains, ddof=1)) if np.isfinite(gains).all() and len(gains) > 1 else 0.0
         table[name] = entry
     return table
-
-
-def _mean(values) -> float:
-    finite = [v for v in values if np.isfinite(v)]
-    return float(np.mean(finite)) if finite else float("inf")
 
 
 def main() -> None:
@@ -147,17 +129,17 @@ def main() -> None:
     policies = variants(policy, list(args.speeds), not args.no_ablations)
     held = clips(args.split, args.clips, args.frames, args.size, tuple(args.mask), args.first)
     missing = [(seed, clip, policies, args.steps, args.cfg) for seed, clip in held if seed not in done]
-    pool = ProcessPoolExecutor(args.workers, get_context("spawn"), torch.set_num_threads, (args.threads,))
-    for future in as_completed([pool.submit(work, *task) for task in missing]):
-        rows = future.result()
-        seed = rows[0]["clip"]
+
+    def done(rows: list[dict]) -> None:
         result["rows"] += rows
         result["summary"] = summarise(result["rows"])
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        write(args.out, result)
         latest = {k: f"{v['speed']:.2f}x {v['psnr_mask']:.1f}dB" for k, v in result["summary"].items() if k != "full"}
-        print(f"clip {seed}: {latest}", flush=True)
+        print(f"clip {rows[0]['clip']}: {latest}", flush=True)
+
+    run_all(work, missing, args.workers, args.threads, done)
     result["summary"] = summarise(result["rows"])
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    write(args.out, result)
     for name, e in result["summary"].items():
         gain = (
             f"  {e['gain_over_fewer_steps']:+.1f} +- {e['gain_spread']:.1f} dB" if "gain_over_fewer_steps" in e else ""

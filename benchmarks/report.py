@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from benchmarks.settings import SETTINGS, Setting
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
@@ -46,6 +48,41 @@ def quality_table(result: dict) -> list[str]:
             f"{row['psnr_ring']:.1f} | {row['psnr_outside']:.1f} | {gain} | {row['peak_context_mb']:.0f} MB |"
         )
     return lines
+
+
+def bench_table(result: dict) -> list[str]:
+    """Rows for one setting of the benchmark: every method at every speed, ours first."""
+    from benchmarks.rivals.methods import METHODS
+
+    setting, clips = Setting.parse(result["setting"]), max(entry["clips"] for entry in result["summary"])
+    what = "real footage" if setting.real else f"{'moving' if setting.moving else 'still'} masks of {setting.mask:.0%}"
+    host = {"comfyui": "ComfyUI"}.get(setting.host, setting.host)
+    lines = [
+        f"**{setting.steps} steps, cfg {setting.cfg:g}, {what}**, {host}, {setting.sampler}, "
+        f"{setting.size}x{setting.size}, {setting.frames} frames, {clips} clips "
+        f"({result['machine']['device']}, {result['machine']['threads']} thread):",
+        "",
+        "| at | | speed (measured) | PSNR mask | SSIM mask | ring | outside | ours ahead by, paired | held |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for entry in result["summary"]:
+        if entry["name"] == "full":
+            continue
+        ahead, psnr, held = entry.get("ours_ahead"), entry["psnr"], entry["held_mb"]
+        gain = f"{ahead['mean']:+.1f} ± {ahead['spread']:.1f} dB" if ahead else ""
+        ring, outside = ("" if psnr[region] is None else f"{psnr[region]:.1f}" for region in ("ring", "outside"))
+        label = METHODS[entry["name"]].label
+        lines.append(
+            f"| {entry['wanted']:g}x | {label} | {entry['speed']:.2f}x | {psnr['mask']:.1f} dB | "
+            f"{entry['ssim']['mask']:.3f} | {ring} | {outside} | {gain} | {'' if held is None else f'{held:.0f} MB'} |"
+        )
+    return lines
+
+
+def bench_results() -> list[dict]:
+    """The committed files of the benchmark, in the order of its settings."""
+    paths = [RESULTS / "bench" / f"{setting.name}.json" for setting in SETTINGS]
+    return [read(path) for path in paths if path.exists()]
 
 
 def costs_table(result: dict) -> list[str]:
@@ -120,7 +157,8 @@ def nano_table(result: dict) -> list[str]:
 
 def sections() -> dict[Path, str]:
     """The page that shows results -> its results section."""
-    parts = [quality_table(read(path)) for path in sorted(RESULTS.glob("quality-*.json"), reverse=True)]
+    parts = [bench_table(result) for result in bench_results()]
+    parts += [quality_table(read(path)) for path in sorted(RESULTS.glob("quality-*.json"), reverse=True)]
     for name, table in (("comfyui", comfyui_table), ("costs", costs_table)):
         if (RESULTS / f"{name}.json").exists():
             parts.append(table(read(RESULTS / f"{name}.json")))

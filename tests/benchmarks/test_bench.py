@@ -1,0 +1,168 @@
+"""The benchmark that compares everything: its settings, its sums, and a tiny run of it end to end."""
+
+import json
+import math
+
+import pytest
+
+pytest.importorskip("diffusers", reason="the benchmarks need diffusers")
+
+from benchmarks import bench, report, settings
+from benchmarks.rivals import tune
+from benchmarks.rivals.methods import METHODS, fewer, why_not
+from benchmarks.settings import MAIN, SETTINGS, Setting, chosen
+from benchmarks.summary import summarise
+
+TINY = Setting(steps=6, cfg=1.0, mask=0.2, moving=False, frames=5, size=64)
+REGIONS = ("mask", "ring", "outside", "all")
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: s.name)
+def test_a_setting_is_read_back_from_its_name(setting):
+    assert Setting.parse(setting.name) == setting
+    assert len(setting.speeds) > 1
+
+
+def test_settings_are_chosen_by_name_and_pattern():
+    assert chosen(["main"]) == [MAIN]
+    assert all(s.steps == 6 for s in chosen(["*-6-cfg1-*"])) and len(chosen(["*-6-cfg1-*"])) > 2
+    assert chosen([TINY.name]) == [TINY]
+    with pytest.raises(ValueError, match="no setting reads 'nothing'"):
+        chosen(["nothing"])
+
+
+def test_clips_are_as_the_setting_says():
+    source = TINY.source(0, "tuning")
+    assert source.video.shape == (5, 64, 64, 3)
+    assert (source.mask == source.mask[0]).all() and 0.15 < source.mask.mean() < 0.25
+    held_out = TINY.source(0)
+    assert held_out.seed != source.seed
+    assert list(Setting(real=True).clips(32)) == [0, 1]
+
+
+def test_real_clips_differ_in_footage_and_mask():
+    pytest.importorskip("av")
+    one, two = (Setting(frames=33, size=64, real=True).source(i) for i in range(settings.REAL))
+    assert one.video.shape == two.video.shape == (33, 64, 64, 3)
+    assert (one.video != two.video).any() and (two.mask == two.mask[0]).all() and not (one.mask == one.mask[0]).all()
+
+
+def test_a_method_the_engine_has_not_is_named_with_the_reason(monkeypatch):
+    monkeypatch.setattr("benchmarks.rivals.methods.POLICIES", ("plan", "hetcache"))
+    assert "no policy method 'mixcache'" in why_not("mixcache", MAIN)
+    assert not why_not("hetcache", MAIN)
+    assert "stands still" in why_not("crop", MAIN)
+    wanted, missing = bench.runs(MAIN, ["ours", "mixcache"])
+    assert {name for name, *_ in wanted} == {"ours"} and set(missing) == {"mixcache"}
+
+
+def test_every_default_method_is_there_and_side_issues_at_one_speed_only(monkeypatch):
+    monkeypatch.setattr(bench, "tuned", lambda *_: {})
+    wanted, _ = bench.runs(MAIN, None)
+    speeds = {name: [s for n, s, _ in wanted if n == name] for name, *_ in wanted}
+    assert speeds["ours"] == speeds["fewer-steps"] == speeds["easycache"] == [2.0, 3.0, 4.0]
+    assert speeds["fp8"] == speeds["teacache"] == [3.0]
+
+
+def test_fewer_steps_fit_the_time():
+    assert [fewer(30, s) for s in (2.0, 3.0, 4.0)] == [15, 10, 7]
+    assert fewer(6, 8.0) == 1
+
+
+# ---- tuning
+
+
+def trial(threshold, clip, speed, db, **more):
+    return {"knobs": {"threshold": threshold}, "clip": clip, "speed": speed, "db": db, **more}
+
+
+def test_the_best_knobs_are_the_closest_of_those_fast_enough():
+    rows = [trial(1, 0, 1.9, 50), trial(1, 1, 1.98, 50), trial(2, 0, 2.5, 30), trial(2, 1, 2.6, 46),
+            trial(3, 0, 2.1, 39), trial(3, 1, 2.2, 35)]  # fmt: skip
+    assert tune.best(rows, 2.0)["knobs"] == {"threshold": 2}  # 38 dB, more than 37; the first is too slow
+    assert tune.best(rows, 1.0)["knobs"] == {"threshold": 1}
+    assert tune.best(rows, 4.0) == {"knobs": {"threshold": 2}, "speed": 2.55, "db": 38, "reached": False}
+
+
+def test_knobs_tried_on_some_clips_only_do_not_count():
+    rows = [trial(1, 0, 3, 40), trial(1, 1, 3, 40), trial(2, 0, 3, 60)]
+    assert tune.best(rows, 2.0)["knobs"] == {"threshold": 1}
+
+
+def test_magcache_tries_no_pattern_twice():
+    found = tune.candidates("magcache", MAIN)
+    assert 3 <= len(found) < len(METHODS["magcache"].knobs)
+
+
+def test_families_share_their_tuning():
+    moving = Setting(mask=0.05)
+    assert tune.family(moving, "easycache") == MAIN
+    assert tune.family(Setting(host="comfyui"), "easycache") == MAIN
+    assert tune.family(Setting(mask=0.05, moving=False), "crop").mask == 0.05
+
+
+# ---- sums
+
+
+def row(name, clip, db, wanted=2.0):
+    return {
+        "name": name, "clip": clip, "wanted": wanted, "speed": wanted, "seconds": 1.0, "held_bytes": 2**20,
+        "peak_bytes": None, "psnr": dict.fromkeys(REGIONS, db),
+        "ssim": {**dict.fromkeys(REGIONS, 0.9), "ring": math.nan},
+    }  # fmt: skip
+
+
+def test_differences_are_paired_clip_by_clip():
+    rows = [row("ours", 1, 40.0), row("ours", 2, 46.0), row("easycache", 1, 30.0), row("easycache", 2, 40.0),
+            row("easycache", 3, 90.0), row("easycache", 1, 20.0, wanted=3.0)]  # fmt: skip
+    summary = {(e["name"], e["wanted"]): e for e in summarise(rows)}
+    ahead = summary["easycache", 2.0]["ours_ahead"]
+    assert ahead == {"mean": 8.0, "spread": pytest.approx(math.sqrt(8), rel=1e-4), "worst": 6.0, "clips": 2}
+    assert "ours_ahead" not in summary["easycache", 3.0] and "ours_ahead" not in summary["ours", 2.0]
+    assert summary["ours", 2.0]["held_mb"] == 1.0 and summary["ours", 2.0]["ssim"]["ring"] is None
+
+
+def test_equal_edits_count_as_100_dB():
+    (entry,) = summarise([row("ours", 1, math.inf), row("ours", 2, 60.0)])
+    assert entry["psnr"]["mask"] == 80.0
+
+
+# ---- end to end
+
+
+def test_bench_end_to_end_and_on(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    knobs = {"easycache": {"threshold": 0.5}, "crop": {"padding": 0}, "magcache": None}
+    monkeypatch.setattr(bench, "tuned", lambda setting, name, speed: knobs.get(name, {}))
+    monkeypatch.setattr(bench, "run_all", lambda work, tasks, workers, threads, done: [done(work(*t)) for t in tasks])
+    names = ["ours", "fewer-steps", "easycache", "crop", "magcache"]
+    common = ["--settings", TINY.name, "--out", str(tmp_path), "--methods"]
+    bench.main([*common, *names[:2], "--clips", "1"])
+    bench.main([*common, *names, "--clips", "1"])  # goes on: the first clip's two rivals
+    said = capsys.readouterr().out
+    assert "clip 0: 5 runs" in said and "not tuned" in said
+    path = tmp_path / f"{TINY.name}.json"
+    result = json.loads(path.read_text())
+    assert path.with_suffix(".png").stat().st_size > 5000
+    assert result["missing"].keys() == {"magcache"} and result["machine"]["threads"] == 1
+    assert len(result["rows"]) == 1 + 4 * len(TINY.speeds)
+    by_name = {(e["name"], e["wanted"]): e for e in result["summary"]}
+    assert by_name["full", 1.0]["psnr"]["mask"] == 100.0
+    for name in ("ours", "fewer-steps", "easycache", "crop"):
+        entry = by_name[name, 2.0]
+        assert entry["speed"] > 0 and 5 < entry["psnr"]["mask"] <= 100 and entry["held_mb"] is not None
+    assert by_name["easycache", 2.0]["ours_ahead"]["clips"] == 1
+    table = "\n".join(report.bench_table(result))
+    assert "fewer steps" in table and "**HetCache**" in table
+
+
+def test_tuning_end_to_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "run_all", lambda work, tasks, workers, threads, done: [done(work(*t)) for t in tasks])
+    monkeypatch.setattr(tune, "family", lambda setting, name: TINY)
+    monkeypatch.setattr(tune, "candidates", lambda name, setting: METHODS[name].knobs[2:12:4])
+    out = tmp_path / "settings.json"
+    tune.main(["--settings", TINY.name, "--methods", "easycache", "--clips", "1", "--out", str(out)])
+    held = json.loads(out.read_text())["families"][TINY.name]["methods"]["easycache"]
+    assert held["clips"] == 1 and {"1.5", "2"} <= held.keys()
+    assert tune.tuned(TINY, "easycache", 2.0, out) == held["2"]["knobs"]
+    assert tune.tuned(TINY, "first-block", 2.0, out) is None and tune.tuned(TINY, "ours", 2.0, out) == {}
