@@ -75,7 +75,7 @@ def edit(task: dict, demo, tasks: dict) -> dict:
     noise = comfy.sample.prepare_noise(latent["samples"], seed)
 
     def sample(model, sigmas):
-        sampler = comfy.samplers.ksampler(tasks.get("sampler", "euler"))
+        sampler = comfy.samplers.sampler_object(tasks.get("sampler", "euler"))
         return comfy.samplers.sample(
             model, noise, positive, negative, cfg, model.load_device, sampler, sigmas,
             latent_image=latent["samples"], seed=seed, disable_pbar=True,

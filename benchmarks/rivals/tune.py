@@ -107,7 +107,6 @@ def best(rows: list[dict], speed: float) -> dict | None:
     return {**max(means, key=lambda m: m["speed"]), "reached": False} if means else None
 
 
-
 def tunings(settings: list[Setting], names: list[str]) -> dict[Setting, list[str]]:
     """Family -> the methods to tune in it."""
     found: dict[Setting, list[str]] = {}
