@@ -31,7 +31,7 @@ from benchmarks.settings import MAIN, SETTINGS, Setting, chosen
 from benchmarks.summary import summarise
 
 RESULTS = Path(__file__).resolve().parent / "results" / "bench"
-QUICK = {"settings": [MAIN.name, "diffusers-6-cfg1-mask20-moving-euler-17x192"], "clips": 1,
+QUICK = {"settings": [MAIN.name, "diffusers-6-cfg1-mask20-moving-euler-17x192"], "clips": 2,
          "methods": ["ours", "forecast", "partial", "fewer-steps", "easycache", "magcache", "first-block"]}  # fmt: skip
 Run = tuple[str, float, Knobs]  # method, speed-up wanted, knobs
 
@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="these, at every speed (default: most)")
     parser.add_argument("--clips", type=int, default=32)
     parser.add_argument("--workers", type=int, default=1, help="clips at a time, each in a process of one thread")
-    parser.add_argument("--quick", action="store_true", help="two settings, one clip, the main methods")
+    parser.add_argument("--quick", action="store_true", help="two settings, two clips, the main methods")
     parser.add_argument("--list", action="store_true", help="only say what there is")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
