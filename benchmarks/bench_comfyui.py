@@ -22,7 +22,7 @@ def task(name: str, speed: float, knobs: Knobs, setting: Setting, edit: LatentEd
         return {"sigmas": edit.sigmas(fewer(setting.steps, speed))}
     if name == "easycache":
         return {"easycache": knobs["threshold"]}
-    return {"policy": METHODS[name].policy(speed, knobs).to_json()}
+    return {"policy": METHODS[name].policy(setting.steps, speed, knobs).to_json()}
 
 
 def edited(setting: Setting, index: int, wanted: list[tuple[str, float, Knobs]]) -> list[dict]:

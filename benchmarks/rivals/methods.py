@@ -19,6 +19,7 @@ from benchmarks.rivals.hooks import Cache, ForwardCache, StackCache, timed
 from benchmarks.rivals.rules import TEACACHE_1_3B, EasyCache, FirstBlock, MagCache, TeaCache, shifted
 from benchmarks.settings import Setting, Source
 from hetcache_core import CachePolicy
+from hetcache_core.policy import FEW_STEPS
 from hetcache_core.policy import METHODS as POLICIES
 from hetcache_core.stats import RunStats
 from nano import FLOW_SHIFT
@@ -26,6 +27,7 @@ from nano import FLOW_SHIFT
 EXACT = CachePolicy.preset("exact")
 HERE = Path(__file__).resolve().parent
 Knobs = dict[str, Any]
+Policy = Callable[[int, float, Knobs], CachePolicy]
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Method:
     Args:
         label: in tables.
         run: ``(case, speed, knobs)``; knobs as tuned, or empty.
-        policy: ``(speed, knobs)`` -> the policy, for methods of our engine.
+        policy: ``(steps, speed, knobs)`` -> the policy, for methods of our engine.
         knobs: what tuning tries, mildest first; empty where the speed alone says what to do.
         every_speed: whether it is run at every speed of a setting by default, else at the middle one.
         kind: ``ours``, ``ablation``, ``paper`` or ``rival``.
@@ -82,7 +84,7 @@ class Method:
 
     label: str
     run: Callable[[Case, float, Knobs], Outcome] | None = None
-    policy: Callable[[float, Knobs], CachePolicy] | None = None
+    policy: Policy | None = None
     knobs: tuple[Knobs, ...] = ()
     every_speed: bool = True
     kind: str = "rival"
@@ -90,7 +92,9 @@ class Method:
     needs: str = ""  # a package
 
     def __call__(self, case: Case, speed: float, knobs: Knobs) -> Outcome:
-        return case.by_policy(self.policy(speed, knobs)) if self.policy else self.run(case, speed, knobs)
+        if self.policy:
+            return case.by_policy(self.policy(case.setting.steps, speed, knobs))
+        return self.run(case, speed, knobs)
 
 
 def fewer(steps: int, speed: float) -> int:
@@ -167,12 +171,17 @@ def calibration() -> dict:
     return json.loads((HERE / "nano.json").read_text())
 
 
-def _ours(**fields: Any) -> Callable[[float, Knobs], CachePolicy]:
-    return lambda speed, knobs: CachePolicy.preset("balanced", speed=speed, **fields)
+def _ours(**fields: Any) -> Policy:
+    return lambda steps, speed, knobs: CachePolicy.preset("balanced", speed=speed, **fields)
 
 
-def _paper(method: str) -> Callable[[float, Knobs], CachePolicy]:
-    return lambda speed, knobs: CachePolicy(method=method, **knobs)
+def _forecast(steps: int, speed: float, knobs: Knobs) -> CachePolicy:
+    """Forecasts alone; where reuse is off by default it has to be allowed, or there is nothing to measure."""
+    return _ours(partials=False, max_reuse=5 if steps <= FEW_STEPS else None)(steps, speed, knobs)
+
+
+def _paper(method: str) -> Policy:
+    return lambda steps, speed, knobs: CachePolicy(method=method, **knobs)
 
 
 def _tier(label: str, **fields: Any) -> Method:
@@ -190,7 +199,7 @@ MAGCACHE_KNOBS = tuple(
 
 METHODS: dict[str, Method] = {
     "ours": Method("**HetCache**", policy=_ours(), kind="ours"),
-    "forecast": Method("our forecasts alone", policy=_ours(partials=False), kind="ablation"),
+    "forecast": Method("our forecasts alone", policy=_forecast, kind="ablation"),
     "partial": Method("our partial evaluations alone", policy=_ours(max_reuse=0, refresh=100), kind="ablation"),
     "share-0": _tier("ours, no context remembered", memory_share=0.0),
     "share-25": _tier("ours, a quarter of it", memory_share=0.25),

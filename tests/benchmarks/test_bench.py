@@ -66,6 +66,13 @@ def test_every_default_method_is_there_and_side_issues_at_one_speed_only(monkeyp
     assert speeds["fp8"] == speeds["teacache"] == [3.0]
 
 
+def test_each_half_of_ours_stands_alone():
+    forecast, partial = (METHODS[name].policy for name in ("forecast", "partial"))
+    assert not forecast(30, 3.0, {}).partials and forecast(30, 3.0, {}).max_reuse is None
+    assert forecast(6, 2.0, {}).max_reuse == 5  # where ours would not reuse by default
+    assert partial(30, 3.0, {}).max_reuse == 0
+
+
 def test_fewer_steps_fit_the_time():
     assert [fewer(30, s) for s in (2.0, 3.0, 4.0)] == [15, 10, 7]
     assert fewer(6, 8.0) == 1
