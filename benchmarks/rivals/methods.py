@@ -215,12 +215,12 @@ METHODS: dict[str, Method] = {
     "fewer-steps": Method("fewer steps", _fewer_steps),
     "easycache": Method(
         "EasyCache", _easycache,
-        knobs=_thresholds(0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0),
+        knobs=_thresholds(0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0, 2.0, 3.0),
     ),
     "magcache": Method("MagCache, calibrated", _magcache, knobs=MAGCACHE_KNOBS),
     "first-block": Method(
         "first-block cache", _first_block,
-        knobs=_thresholds(0.01, 0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.13, 0.17, 0.22, 0.3, 0.4, 0.6),
+        knobs=_thresholds(0.01, 0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.13, 0.17, 0.22, 0.3, 0.4, 0.6, 1.0, 2.0),
     ),
     "teacache-refit": Method(
         "TeaCache, refitted", _teacache_refit,
