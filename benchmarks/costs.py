@@ -91,12 +91,12 @@ def measure(name: str, mask: float, policy: CachePolicy) -> dict:
             if i and PLAN[i] == "P":
                 began = time.perf_counter()
                 engine.method.decide(i)
-                engine._select()
+                engine.partials.select(engine._forecasts[engine.streams[0]].computed_at)
                 deciding.append(time.perf_counter() - began)
         stats = handle.stats
         keys = stats.selected_tokens
-        if engine.memory:
-            keys = len(engine._edited) + len(engine.memory.remembered.indices)
+        if engine.partials.memory:
+            keys = len(engine.partials.edited) + len(engine.partials.memory.remembered.indices)
     full, partial, reuse = (stats.seconds_of(d) for d in "FPR")
     tokens = GRID[0] * GRID[1] * GRID[2] // 4
     selected = stats.selected_tokens / tokens

@@ -57,7 +57,7 @@ def kv_oracle(x: Tensor, control: Tensor, prompt: Tensor) -> float:
         for _ in range(2):
             with model.cache_context("cond"):
                 outputs.append(model(x, torch.tensor([700.0]), prompt, None, control, return_dict=False)[0])
-        selection = handle._hook._engine._selection
+        selection = handle._hook._engine.partials.selection
         assert handle.stats.decisions == "FP"
     full, partial = (to_patches(o)[:, :, selection] for o in outputs)
     return relative(partial, full)
@@ -71,7 +71,8 @@ def bytes_held(budget_mb: float) -> dict:
 
     def count():
         engine = HookRegistry.check_if_exists_or_initialize(pipe.transformer).get_hook(host.HOOK)._engine
-        counted.append(storage_bytes(engine.memory) if engine and engine.memory else 0)
+        memory = engine.partials.memory if engine and engine.partials else None
+        counted.append(storage_bytes(memory) if memory else 0)
 
     edit = Edit(clip.video, clip.mask, 4.0, 7)
     policy = replace(policy, memory_budget_mb=budget_mb, schedule="FFPRPRFF")

@@ -28,30 +28,41 @@ class ModelShape:
     def flops(self, queries: int, keys: int) -> float:
         """Floating-point operations (2 per multiply-add) of one batch row that computes ``queries`` tokens, each of
         which attends to ``keys``. Patch embedding and head are left out (under 0.5%)."""
+        projections = 2 * queries * self.dim**2 * (self.vace_layers + bool(self.vace_layers))
+        return self.attention_layers * self.block_flops(queries, keys) + projections
+
+    def block_flops(self, queries: int, keys: int) -> float:
+        """The same for one block."""
         d, n = self.dim, queries
         per_token = 8 * d * d + 4 * d * d + 4 * d * self.ffn + 4 * self.text_tokens * d
-        layer = n * per_token + 4 * n * keys * d + 4 * self.text_tokens * d * d
-        projections = 2 * n * d * d * (self.vace_layers + bool(self.vace_layers))
-        return self.attention_layers * layer + projections
+        return n * per_token + 4 * n * keys * d + 4 * self.text_tokens * d * d
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Cost of a partial and of a reuse evaluation, in full evaluations."""
+    """Cost of a partial evaluation, of a reuse and of one that reuses its background blocks, in full evaluations."""
 
     partial: float
     reuse: float = 0.003
+    blocks: float = 1.0
 
     def __post_init__(self):
-        if not 0 < self.partial or not 0 <= self.reuse:
-            raise ValueError(f"costs must be positive, got partial {self.partial}, reuse {self.reuse}")
+        if not 0 < self.partial or not 0 <= self.reuse or not 0 < self.blocks:
+            raise ValueError(f"costs must be positive, got {self}")
 
     @classmethod
-    def of(cls, shape: ModelShape, tokens: int, selected: int, keys: int, overhead: float = 0.02) -> Costs:
+    def of(
+        cls, shape: ModelShape, tokens: int, selected: int, keys: int, overhead: float = 0.02, background: int = 0
+    ) -> Costs:
         """Costs of a run.
 
         Args:
             tokens: of the full grid. selected: computed on a partial evaluation. keys: those it attends to.
             overhead: of a partial evaluation beyond its arithmetic, in full evaluations.
+            background: main blocks that are reused where blocks are; the VACE branch is always computed.
         """
-        return cls(partial=overhead + shape.flops(selected, keys) / shape.flops(tokens, tokens))
+        full = shape.flops(tokens, tokens)
+        return cls(
+            partial=overhead + shape.flops(selected, keys) / full,
+            blocks=1 - background * shape.block_flops(tokens, tokens) / full,
+        )

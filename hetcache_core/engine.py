@@ -13,19 +13,17 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
-from .attention import Attend, KeyWeights
-from .context import ContextSampler, remember
-from .costs import Costs
-from .forecast import Forecast, to_v, to_x0
-from .memory import NO_MEMORY, ContextMemory
+from .attention import Attend
+from .blocks import Block, BlockCache
+from .forecast import Forecast, Forecasts
+from .memory import NO_MEMORY
 from .methods import Method, Planned
-from .methods.hetcache import HetCache
-from .packing import from_patches, to_patches, unpack
-from .plan import FULL, PARTIAL, REUSE, Plan, Rules, plan
+from .packing import to_patches, unpack
+from .partial import Partials
+from .plan import BLOCKS, FULL, PARTIAL, REUSE, Plan
 from .policy import CachePolicy
-from .profile import ErrorProfile
-from .semantic import MODES, SemanticSampler
-from .setup import RunSetup, choose_tier, tier_bytes, why_full
+from .prepare import prepare
+from .setup import RunSetup, why_full
 from .stats import RunStats, Stopwatch
 
 log = logging.getLogger("hetcache")
@@ -47,16 +45,13 @@ class Engine:
         started = time.perf_counter()
         self.stats = RunStats(policy, setup.grid, setup.classes)
         self.streams: Streams = ()
-        self.memory: ContextMemory | None = None
+        self.partials: Partials | None = None
+        self.blocks: BlockCache | None = None
         self.closed = False
-        self._mode = "idle"
-        self._key_weights: KeyWeights | None = None
         self._forecasts: dict[Hashable, Forecast] = {}
-        self._watched = -1  # layer a semantic sampler looks at
         self._evaluation = -1
         self._decision, self._reason, self._after_end = FULL, "", "after the end"
-        self._partials_off = setup.no_partials
-        self._selection: Tensor | None = None
+        self._off = {PARTIAL: setup.no_partials, BLOCKS: setup.no_blocks}  # decisions no more made, and why
         reason = why_full(policy, setup)
         self.exact = bool(reason)
         if reason:
@@ -71,47 +66,20 @@ class Engine:
             log.warning("HetCache computes everything in full: %s", reason)
 
     def _prepare(self, policy: CachePolicy, setup: RunSetup) -> None:
-        classes, shape = setup.classes, setup.shape
-        profile = ErrorProfile.for_model(shape) if policy.profile == "auto" else ErrorProfile.load(policy.profile)
-        tier = choose_tier(policy, setup)
-        remembered = remember(classes, tier.share)
-        if tier.share:
-            self.memory = ContextMemory(remembered, setup.grid.size, shape.attention_layers, tier, setup.streams)
-        pool = remembered.indices if self.memory else classes.context
-        mode = policy.context_sampling
-        if not self.memory and mode == "stalest":
-            mode = "rotating"  # a weighted prune needs an unbiased sample
-        share = policy.context_share
-        if share is None:  # on tuning clips of nano: equal at 3x, and less paid for more partial evaluations at 4x
-            share = 0.15 if policy.speed <= 3 else 0.05
-        self._edited = classes.edited
-        if mode in MODES:
-            self._sampler = SemanticSampler(pool, classes.generative.nonzero().flatten(), mode, share)
-            self._watched = shape.attention_layers // 2
-        else:
-            self._sampler = ContextSampler(pool, mode, share)
-        selected = len(self._edited) + self._sampler.count
-        keys = len(self._edited) + len(remembered.indices) if self.memory else selected
-        costs = Costs.of(shape, setup.grid.size, selected, keys, profile.overhead)
-        partials = policy.partials and not setup.no_partials and costs.partial < 0.95
-        rules = Rules.of(policy, profile, setup.evaluations, partials)
-        if policy.method == "hetcache":
-            self.method = HetCache(policy.threshold, policy.partial_factor, setup.evaluations, rules)
-            self.stats.begin(None, tier, selected, setup.no_partials)
-            held = partials
-        else:
-            if policy.schedule:
-                planned = Plan.given(policy.schedule, setup.evaluations, costs)
-            else:
-                planned = plan(setup.sigmas, costs, policy.speed, rules, profile)
-            self.method = Planned(planned)
-            self.stats.begin(planned, tier, selected, "; ".join(t for t in (setup.no_partials, planned.note) if t))
-            held = PARTIAL in planned.decisions
-        self.stats.costs = costs
-        if held:
-            self.stats.planned_context_bytes = tier_bytes(tier, setup)
-        else:
-            self.memory = None
+        parts = prepare(policy, setup)
+        self.method, self.partials, self.blocks = parts.method, parts.partials, parts.blocks
+        self._forecasts = Forecasts(
+            policy.forecast_order,
+            policy.forecast_damping,
+            setup.classes.generative.nonzero().flatten(),
+            policy.forecast_quantity or ("x0" if setup.stochastic else "v"),
+        )
+        if self.blocks is None:
+            self._off[BLOCKS] = parts.note or "no blocks are reused"
+        selected = len(parts.partials.edited) + parts.partials.sampler.count
+        self.stats.begin(parts.plan, parts.tier, selected, parts.note)
+        self.stats.costs = parts.costs
+        self.stats.planned_context_bytes, self.stats.planned_block_bytes = parts.context_bytes, parts.block_bytes
 
     # ---- one model call
 
@@ -141,13 +109,15 @@ class Engine:
                 output, reason = None, self._trouble("a forecast was not finite")
         elif decision == PARTIAL:
             output, reason = self._partial(sample, compute)
+        elif decision == BLOCKS:
+            output, reason = self._with_blocks_reused(sample, compute)
         if output is None:
             decision, output = FULL, self._full(sample, compute)
-        computed = {FULL: self.setup.grid.size, REUSE: 0}.get(decision)
-        computed = len(self._selection) if computed is None else computed
-        held = self.memory.bytes if self.memory else 0
-        kept = sum(forecast.bytes for forecast in self._forecasts.values())
-        self.stats.add(evaluation, self._sigma, decision, reason, computed, watch, held, kept)
+        computed = (
+            len(self.partials.selection) if decision == PARTIAL else 0 if decision == REUSE else self.setup.grid.size
+        )
+        held, kept, deltas = (s.bytes if s else 0 for s in (self.partials, self._forecasts, self.blocks))
+        self.stats.add(evaluation, self._sigma, decision, reason, computed, watch, held, kept, deltas)
         self._served.update(streams)
         if evaluation >= self.setup.evaluations - 1 and self._served >= self._forecasts.keys():
             self.close()
@@ -157,10 +127,9 @@ class Engine:
         """Free everything but the statistics. Safe to call twice; calls that still come are computed in full."""
         self.closed = True
         self._forecasts.clear()
-        if self.memory:
-            self.memory.clear()
-        self.method.close()
-        self._mode, self._key_weights, self._selection = "idle", None, None
+        for store in (self.partials, self.blocks, self.method):
+            if store:
+                store.close()
 
     def self_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
         """Self-attention of one layer, through the context memory where this evaluation calls for it.
@@ -170,56 +139,74 @@ class Engine:
             query, key, value: ``[B, tokens, heads, head_dim]``, normed and rotated.
             attend: the host's attention; called with the keys to attend to and their weights or None.
         """
-        if self._mode == "capture":
+        mode = self.partials.mode if self.partials else "idle"
+        if mode == "join":
+            return self.partials.join(layer, self.streams, query, key, value, attend)
+        if mode == "capture":
             try:
-                self._capture(layer, query, key, value)
+                first = self.streams[0] == next(iter(self._forecasts), self.streams[0])
+                self.partials.capture(layer, self.streams, first, query, key, value)
             except Exception as error:  # the generation itself does not need what could not be kept
-                self._mode = "idle"
                 self.give_up_partials(f"context could not be remembered ({_named(error)})")
-        elif self._mode == "join":
-            if self.memory:
-                key, value = self.memory.join(layer, self.streams, key, value)
-            return attend(query, key, value, self._key_weights)
         return attend(query, key, value, None)
 
-    def _capture(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
-        if self.memory:
-            self.memory.capture(layer, self.streams, key, value)
-        if layer == self._watched and self.streams[0] == next(iter(self._forecasts), self.streams[0]):
-            self._sampler.look(query, key, value)
+    def block(self, index: int, hidden: Tensor, compute: Block) -> Tensor:
+        """One main block, through the kept deltas where this evaluation calls for it.
+
+        Args:
+            index: of the main block.
+            hidden: what goes in, ``[B, tokens, dim]``.
+            compute: the host's block: what goes in -> what comes out.
+        """
+        mode = self.blocks.mode if self.blocks else "idle"
+        if mode == "apply":
+            return self.blocks.apply(index, self.streams, hidden, compute)
+        output = compute(hidden)
+        if mode == "capture":
+            try:
+                self.blocks.capture(index, self.streams, hidden, output)
+            except Exception as error:  # the generation itself does not need what could not be kept
+                self.give_up_blocks(f"block deltas could not be kept ({_named(error)})")
+        return output
+
+    @property
+    def routes_blocks(self) -> bool:
+        """Whether this call's main blocks must pass through :meth:`block`."""
+        return self.blocks is not None and self.blocks.mode != "idle"
+
+    @property
+    def wants_blocks(self) -> bool:
+        """Whether any evaluation of this run will route its main blocks."""
+        return not self.exact and self._expects(BLOCKS, -1)
 
     @property
     def routes_attention(self) -> bool:
         """Whether this call's self-attention must pass through :meth:`self_attention`."""
-        return self._mode != "idle"
+        return self.partials is not None and self.partials.mode != "idle"
 
     @property
     def wants_attention(self) -> bool:
         """Whether any evaluation of this run will route its self-attention."""
-        return not self.exact and not self._partials_off and self.method.expects_partial(-1)
+        return not self.exact and self._expects(PARTIAL, -1)
 
     # ---- decide
 
     def _begin(self, evaluation: int) -> None:
         self._evaluation = evaluation
         self._served: set[Hashable] = set()
-        self._selection = None
         sigmas = self.setup.sigmas
         self._sigma = sigmas[evaluation] if evaluation < len(sigmas) else 0.0
         self._decision, self._reason = (FULL, self._after_end) if self.closed else self.method.decide(evaluation)
-        if self._decision == PARTIAL and self._partials_off:
-            self._decision, self._reason = FULL, self._partials_off
-        if self.memory and self._decision != PARTIAL and not self._remembering:
-            self.memory.clear()
+        if self._off.get(self._decision):
+            self._decision, self._reason = FULL, self._off[self._decision]
+        if self.partials:
+            self.partials.selection = None
+        for kind, store in ((PARTIAL, self.partials), (BLOCKS, self.blocks)):
+            if store and self._decision != kind and not self._expects(kind, evaluation):
+                store.clear()
 
-    @property
-    def _remembering(self) -> bool:
-        """Whether context remembered now will be read before it is replaced."""
-        return self.memory is not None and self._partials_ahead
-
-    @property
-    def _partials_ahead(self) -> bool:
-        return not self._partials_off and self.method.expects_partial(self._evaluation)
+    def _expects(self, kind: str, evaluation: int) -> bool:
+        return not self._off[kind] and self.method.expects(kind, evaluation)
 
     def _trouble(self, text: str) -> str:
         """Say once what went wrong, in the log and in the statistics."""
@@ -235,11 +222,19 @@ class Engine:
 
     def give_up_partials(self, text: str) -> None:
         """No more partial evaluations in this run, this one's other streams included: guidance must not mix them."""
-        self._partials_off, self._mode = self._trouble(text), "idle"
-        if self._decision == PARTIAL:
+        self._give_up(PARTIAL, self.partials, text)
+
+    def give_up_blocks(self, text: str) -> None:
+        """The same for evaluations that reuse blocks."""
+        self._give_up(BLOCKS, self.blocks, text)
+
+    def _give_up(self, kind: str, store: Partials | BlockCache | None, text: str) -> None:
+        self._off[kind] = self._trouble(text)
+        if self._decision == kind:
             self._decision, self._reason = FULL, text
-        if self.memory:
-            self.memory.clear()
+        if store:
+            store.mode = "idle"
+            store.clear()
 
     # ---- act
 
@@ -249,17 +244,22 @@ class Engine:
             if self.policy.method == "measure":
                 self.stats.measure(self.streams[0], to_patches(output))
             return output
-        remembering = self._remembering or (self._watched >= 0 and self._partials_ahead)
-        self._mode, output = "capture" if remembering else "idle", None
+        output = None
+        if self._expects(PARTIAL, self._evaluation) and self.partials.looks:
+            self.partials.mode = "capture"
+        if self._expects(BLOCKS, self._evaluation):
+            self.blocks.begin(self.streams)
+        keeping = self.routes_attention or self.routes_blocks
         try:
             output = compute(None)
         except torch.OutOfMemoryError:
-            if self._mode == "idle":
+            if not keeping:
                 raise
         finally:
-            self._mode = "idle"
+            self._idle()
         if output is None:  # outside the handler, whose traceback keeps the failed call's tensors alive
-            self.give_up_partials("out of memory while remembering context")
+            for give_up in (self.give_up_partials, self.give_up_blocks):
+                give_up("out of memory while remembering context")
             output = compute(None)
         if self._evaluation < self.setup.evaluations - 1:
             self._record(sample, to_patches(output).float(), None)
@@ -267,58 +267,69 @@ class Engine:
 
     def _partial(self, sample: Tensor, compute: Compute) -> tuple[Tensor | None, str]:
         """The prediction and why it was made, or None and why it could not be."""
-        if self.memory and not self.memory.has(self.streams):
+        if not self.partials.has(self.streams):
             return None, "this stream's context is not remembered yet"
-        try:
-            if self._selection is None:
-                self._selection = self._select()
-            self._mode = "join"
-            packed = compute(self._selection)
-            self._mode = "idle"
+
+        def act() -> Tensor | None:
+            selection = self.partials.selection
+            if selection is None:
+                selection = self.partials.select(self._forecasts[self.streams[0]].computed_at)
+            self.partials.mode = "join"
+            packed = compute(selection)
+            self.partials.mode = "idle"
             patches = unpack(packed).float()
-            if torch.isfinite(patches).all():
-                self._record(sample, patches, self._selection)
-                return self._forecast(sample).to(packed.dtype), self._reason
-            trouble = "a partial evaluation was not finite"
+            if not torch.isfinite(patches).all():
+                return None
+            self._record(sample, patches, selection)
+            return self._forecast(sample).to(packed.dtype)
+
+        output, trouble = self._attempt(act, "a partial evaluation")
+        if trouble:
+            self.give_up_partials(trouble)
+        return output, trouble or self._reason
+
+    def _with_blocks_reused(self, sample: Tensor, compute: Compute) -> tuple[Tensor | None, str]:
+        """The prediction and why it was made, or None and why it could not be."""
+        if not self.blocks.has(self.streams):
+            return None, "this stream's block deltas are not kept yet"
+
+        def act() -> Tensor | None:
+            self.blocks.mode = "apply"
+            output = compute(None)
+            if not torch.isfinite(output).all():
+                return None
+            self._record(sample, to_patches(output).float(), None)
+            return output
+
+        output, trouble = self._attempt(act, "an evaluation with reused blocks")
+        if trouble:
+            self.give_up_blocks(trouble)
+        return output, trouble or self._reason
+
+    def _attempt(self, act: Callable[[], Tensor | None], name: str) -> tuple[Tensor | None, str]:
+        """Do what a model may object to; None and what went wrong where it does, or where the outcome is not finite."""
+        try:
+            output = act()
+            return output, "" if output is not None else f"{name} was not finite"
         except self.setup.interrupts:
             raise
         except torch.OutOfMemoryError:
-            trouble = "out of memory on a partial evaluation"
+            return None, f"out of memory on {name}"
         except Exception as error:  # whatever a patched model objects to, it has a full forward that works
-            trouble = f"a partial evaluation failed ({_named(error)})"
+            return None, f"{name} failed ({_named(error)})"
         finally:
-            self._mode = "idle"
-        self.give_up_partials(trouble)
-        return None, trouble
+            self._idle()
 
-    def _select(self) -> Tensor:
-        """This evaluation's tokens, sorted; sets up keys and weights to match."""
-        context = self._sampler.pick(self._forecasts[self.streams[0]].computed_at)
-        selection = torch.cat([self._edited, context]).sort().values
-        bias = None
-        if self.memory:
-            self.memory.select(selection)
-            bias = self.memory.log_weights()
-        elif len(context):
-            bias = torch.zeros(self.setup.grid.size, device=selection.device)
-            bias[context] = self._sampler.log_weights
-            bias = bias[selection]
-        self._key_weights = None if bias is None else KeyWeights.of(bias)
-        return selection
+    def _idle(self) -> None:
+        for store in (self.partials, self.blocks):
+            if store:
+                store.mode = "idle"
 
     # ---- record and forecast
 
     def _record(self, sample: Tensor, patches: Tensor, selection: Tensor | None) -> None:
-        stored, position = patches, self.setup.position(self._evaluation)
-        if self._quantity == "x0":
-            noisy = to_patches(sample[:, : patches.shape[1]]).float()
-            noisy = noisy if selection is None else noisy.index_select(2, selection)
-            stored = to_x0(patches, noisy, self._sigma)
-        for stream, rows in zip(self.streams, stored.chunk(len(self.streams)), strict=True):
-            if stream not in self._forecasts:
-                generative = self.setup.classes.generative.nonzero().flatten()
-                self._forecasts[stream] = Forecast(self.policy.forecast_order, self.policy.forecast_damping, generative)
-            self._forecasts[stream].record(position, rows, selection)
+        position = self.setup.position(self._evaluation)
+        self._forecasts.record(self.streams, sample, patches, selection, position, self._sigma)
         if self.streams[0] == next(iter(self._forecasts)):
             generative = self.setup.classes.generative
             generative = generative if selection is None else generative[selection]
@@ -326,15 +337,7 @@ class Engine:
 
     def _forecast(self, sample: Tensor) -> Tensor:
         position = self.setup.position(self._evaluation)
-        predictions = torch.cat([self._forecasts[s].predict(position) for s in self.streams])
-        prediction = from_patches(predictions, *sample.shape[-3:])
-        if self._quantity == "x0":
-            prediction = to_v(prediction, sample[:, : prediction.shape[1]].float(), self._sigma)
-        return prediction.to(sample.dtype)
-
-    @property
-    def _quantity(self) -> str:
-        return self.policy.forecast_quantity or ("x0" if self.setup.stochastic else "v")
+        return self._forecasts.predict(self.streams, sample, position, self._sigma)
 
 
 def _named(error: Exception) -> str:

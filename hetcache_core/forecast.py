@@ -8,8 +8,12 @@ those at the same sigma (both stages of Heun) share one.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor
+
+from .packing import from_patches, to_patches
 
 DECAY = 0.5
 
@@ -102,6 +106,54 @@ class Forecast:
         norm = foreseen.square().sum()
         # one step ahead says little about longer ones; a forecast far ahead counts by its own size already
         self._fit = (self._fit[0] * DECAY + dot, self._fit[1] * DECAY + norm)
+
+
+class Forecasts(dict[Hashable, Forecast]):
+    """Histories of all streams of a run, in the order they were first seen.
+
+    Args:
+        order, damping, fit_on: as :class:`Forecast` takes them.
+        quantity: what is forecast: ``v`` (the prediction itself) or ``x0``.
+    """
+
+    def __init__(self, order: int, damping: float | None, fit_on: Tensor, quantity: str = "v"):
+        super().__init__()
+        self._settings, self._quantity = (order, damping, fit_on), quantity
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held."""
+        return sum(forecast.bytes for forecast in self.values())
+
+    def record(
+        self, streams: tuple[Hashable, ...], sample: Tensor, patches: Tensor, selection: Tensor | None,
+        position: float, sigma: float,
+    ) -> None:  # fmt: skip
+        """Take in one call's prediction.
+
+        Args:
+            streams: of the call; the batch is their rows in equal chunks.
+            sample: the noisy latent, ``[B, C, T, H, W]``.
+            patches: the prediction, ``[B, C, N, 2, 2]`` in float32.
+            selection: the N tokens computed (sorted indices), None for all.
+            position, sigma: of the evaluation.
+        """
+        if self._quantity == "x0":
+            noisy = to_patches(sample[:, : patches.shape[1]]).float()
+            noisy = noisy if selection is None else noisy.index_select(2, selection)
+            patches = to_x0(patches, noisy, sigma)
+        for stream, rows in zip(streams, patches.chunk(len(streams)), strict=True):
+            if stream not in self:
+                self[stream] = Forecast(*self._settings)
+            self[stream].record(position, rows, selection)
+
+    def predict(self, streams: tuple[Hashable, ...], sample: Tensor, position: float, sigma: float) -> Tensor:
+        """Forecast of a call's prediction, ``[B, C, T, H, W]`` in the sample's dtype."""
+        predictions = torch.cat([self[stream].predict(position) for stream in streams])
+        prediction = from_patches(predictions, *sample.shape[-3:])
+        if self._quantity == "x0":
+            prediction = to_v(prediction, sample[:, : prediction.shape[1]].float(), sigma)
+        return prediction.to(sample.dtype)
 
 
 def to_x0(prediction: Tensor, sample: Tensor, sigma: float) -> Tensor:

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .plan import NAMES
+
 if TYPE_CHECKING:
     from .stats import RunStats
 
 # Okabe-Ito: told apart by colour-blind eyes too; heights and letters tell them apart without colour.
-COLOURS = {"F": (213, 94, 0), "P": (0, 114, 178), "R": (0, 158, 115)}
-NAMES = {"F": "full", "P": "partial", "R": "reuse"}
-HEIGHTS = {"F": 1.0, "P": 0.55, "R": 0.18}
+COLOURS = {"F": (213, 94, 0), "B": (204, 121, 167), "P": (0, 114, 178), "R": (0, 158, 115)}
+HEIGHTS = {"F": 1.0, "B": 0.75, "P": 0.55, "R": 0.18}
 CLASSES = (("generative", (230, 159, 0)), ("margin", (86, 180, 233)), ("context", (90, 90, 90)))
 PAPER, INK, FAINT = (250, 250, 250), (30, 30, 30), (120, 120, 120)
 WIDTH, EDGE = 960, 24
@@ -36,7 +37,7 @@ def draw(stats: RunStats, frame: np.ndarray | None = None) -> np.ndarray:
     image = Image.new("RGB", (WIDTH, top + bottom.shape[0] + 2 * EDGE), PAPER)
     pen = ImageDraw.Draw(image)
     _timeline(pen, stats, EDGE, 150)
-    _legend(pen, [(NAMES[k], COLOURS[k]) for k in "FPR"], EDGE, 156)
+    _legend(pen, [(name, COLOURS[k]) for k, name in NAMES.items() if k in "FPR" + stats.decisions], EDGE, 156)
     for i, line in enumerate(_fitting(pen, lines)):
         pen.text((EDGE, 186 + 22 * i), line, fill=INK, font=_font(15))
     image.paste(Image.fromarray(bottom), (EDGE, top + EDGE))

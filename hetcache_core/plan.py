@@ -25,7 +25,8 @@ from .costs import Costs
 from .policy import FEW_STEPS, CachePolicy
 from .profile import ErrorProfile
 
-FULL, PARTIAL, REUSE = "F", "P", "R"
+FULL, PARTIAL, REUSE, BLOCKS = "F", "P", "R", "B"
+NAMES = {FULL: "full", BLOCKS: "blocks", PARTIAL: "partial", REUSE: "reuse"}  # dearest first
 MOST_IMPROVEMENTS = 30  # rounds of local search; it settles in fewer, this bounds very long schedules
 SEAM = 1.26  # 2 dB: what a cool-down may add to the predicted error, which knows nothing of the seam it mends
 SLACK = 1.01  # decisions come in lumps: a plan may miss its budget by this much rather than waste most of an evaluation
@@ -73,7 +74,7 @@ class Plan:
     """A planned sampling run.
 
     Args:
-        decisions: one letter an evaluation: F(ull), P(artial), R(euse).
+        decisions: one letter an evaluation: F(ull), P(artial), R(euse), B (background blocks reused).
         predicted_speed: full evaluations' cost over this plan's.
         predicted_error: the model's sum, relative to the prediction's size; compares plans, promises no PSNR.
         note: why the target was missed, in plain words, or empty.
@@ -100,11 +101,16 @@ class Plan:
         note = (
             "" if len(schedule) == evaluations else f"the schedule has {len(schedule)} letters for {evaluations} steps"
         )
-        price = {FULL: 1.0, PARTIAL: costs.partial, REUSE: costs.reuse}
+        price = prices(costs)
         return cls(decisions, evaluations / sum(price[d] for d in decisions), math.nan, note, costs)
 
     def counts(self) -> dict[str, int]:
-        return {letter: self.decisions.count(letter) for letter in (FULL, PARTIAL, REUSE)}
+        return {letter: self.decisions.count(letter) for letter in NAMES}
+
+
+def prices(costs: Costs) -> dict[str, float]:
+    """What each kind of evaluation costs, in full ones."""
+    return {FULL: 1.0, PARTIAL: costs.partial, REUSE: costs.reuse, BLOCKS: costs.blocks}
 
 
 def plan(sigmas: Sequence[float], costs: Costs, speed: float, rules: Rules, profile: ErrorProfile) -> Plan:
@@ -171,7 +177,7 @@ class _ErrorModel:
         self.stale = profile.staleness * profile.at("context_first", levels)
         self.spill = profile.spill * profile.at("context_second", levels)
         self.costs, self.rules = costs, rules
-        self.price = {FULL: 1.0, PARTIAL: costs.partial, REUSE: costs.reuse}
+        self.price = prices(costs)
 
     def cost(self, decisions) -> float:
         return sum(self.price[d] for d in decisions)

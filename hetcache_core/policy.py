@@ -11,7 +11,7 @@ from typing import Any
 from .context import SAMPLING
 from .semantic import MODES
 
-METHODS = ("plan", "hetcache", "measure", "off")
+METHODS = ("plan", "hetcache", "profilingdit", "measure", "off")
 FEW_STEPS = 8
 
 
@@ -23,7 +23,8 @@ class CachePolicy:
         speed: wanted speed-up of the denoising loop, 1.0 (exact: the stock output, byte for byte) to 8.0.
         memory_budget_mb: most megabytes (2**20 bytes) the context memory may hold; 0 remembers nothing.
         method: ``plan`` reaches ``speed`` by planning every evaluation beforehand; ``hetcache`` decides online by
-            the paper's thresholds and takes no target; ``off`` computes everything, and so does ``measure``, which
+            the paper's thresholds and takes no target; ``profilingdit`` reuses background blocks at intervals, as its
+            paper does, and takes no target either; ``off`` computes everything, and so does ``measure``, which
             also records how the predictions change (:meth:`hetcache_core.stats.RunStats.profile`).
 
     To tinker with (``None`` = chosen for the run):
@@ -31,8 +32,8 @@ class CachePolicy:
             leaves too little for it.
         max_reuse: most reuse evaluations in a row. 0 forbids reuse, the default at 8 evaluations and fewer.
         refresh: most evaluations from one full evaluation to the next.
-        schedule: the decisions themselves, a letter an evaluation (``FFRPRF``: full, reuse, partial), instead of a
-            plan; evaluations beyond it are full.
+        schedule: the decisions themselves, a letter an evaluation (``FFRPRF``: full, reuse, partial; B reuses the
+            background blocks), instead of a plan; evaluations beyond it are full.
         partials: whether partial evaluations are allowed.
         margin_space, margin_time: rings of margin tokens (16 pixels each) and margin latent frames.
         context_share: share of the context each partial evaluation computes again; less at higher speeds when None.
@@ -46,6 +47,10 @@ class CachePolicy:
         forecast_quantity: ``v`` or ``x0``; x0 for stochastic samplers when None.
         threshold: HetCache's D, accumulated relative change up to which an evaluation is reused: higher = faster.
         partial_factor: up to ``threshold * partial_factor`` it is partial (paper: 1.5), beyond it is full.
+        block_profile: which blocks ProfilingDiT reuses: a shipped block profile's name, a JSON file, or ``auto`` (by
+            the model's shape).
+        interval: evaluations from one full one to the next (paper: 6 of 50; scaled below 30 and above 50 evaluations).
+        interval_min: the interval shrinks to this towards the end; it is constant when None.
         profile: the error profile behind the plan: a shipped name, a JSON file, or ``auto`` (by the model's shape).
         mask_threshold: mask values above it are generated.
         max_mask_fraction: above this share of generative tokens everything is computed.
@@ -76,6 +81,9 @@ class CachePolicy:
     forecast_quantity: str | None = None
     threshold: float = 0.10
     partial_factor: float = 1.5
+    block_profile: str = "auto"
+    interval: int = 6
+    interval_min: int | None = None
     profile: str = "auto"
     mask_threshold: float = 0.1
     max_mask_fraction: float = 0.9
@@ -86,7 +94,7 @@ class CachePolicy:
             value = getattr(self, name)
             if value is not None and not (type(value) in (int, float) and low <= value <= high):
                 raise ValueError(f"{name} must lie between {low} and {high}, got {value!r}")
-        for name in ("schedule", "profile", "name"):
+        for name in ("schedule", "profile", "block_profile", "name"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} must be text, got {getattr(self, name)!r}")
         for name in _WHOLE:
@@ -98,8 +106,10 @@ class CachePolicy:
             if not any(value is a or (isinstance(value, str) and value == a) for a in allowed):
                 raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
 
-        if not re.fullmatch("(F[FPR]*)?", self.schedule):
-            raise ValueError(f"schedule must start with F and hold only F, P and R, got {self.schedule!r}")
+        if not re.fullmatch("(F[FPRB]*)?", self.schedule):
+            raise ValueError(f"schedule must start with F and hold only F, P, R and B, got {self.schedule!r}")
+        if self.interval_min is not None and self.interval_min > self.interval:
+            raise ValueError(f"interval_min must be at most the interval, {self.interval}, got {self.interval_min!r}")
         if self.schedule and self.method != "plan":
             raise ValueError(f"a schedule needs method 'plan', got {self.method!r}")
         if "P" in self.schedule and not self.partials:
@@ -155,10 +165,15 @@ _RANGES = (
     ("forecast_damping", 0.0, 1.0),
     ("threshold", 0.0, 100.0),
     ("partial_factor", 1.0, 10.0),
+    ("interval", 1, 100),
+    ("interval_min", 1, 100),
     ("mask_threshold", 0.0, 1.0),
     ("max_mask_fraction", 0.0, 1.0),
 )
-_WHOLE = ("warmup", "cooldown", "max_reuse", "refresh", "margin_space", "margin_time", "forecast_order")
+_WHOLE = (
+    *("warmup", "cooldown", "max_reuse", "refresh", "margin_space", "margin_time", "forecast_order"),
+    *("interval", "interval_min"),
+)
 _YES_NO = (None, True, False)
 _CHOICES = (
     ("method", METHODS),

@@ -25,6 +25,8 @@ class RunSetup:
         rows: batch rows of each call.
         stochastic: whether the sampler adds noise (then x0 is forecast, not v).
         no_partials: why partial evaluations are impossible on this model, or empty.
+        no_blocks: why single blocks cannot be left out on this model, or empty.
+        weights: a few numbers from the model's weights, by which a block profile knows it; may be empty.
         interrupts: exceptions by which the host stops a run; they are never taken for failures.
     """
 
@@ -38,6 +40,8 @@ class RunSetup:
     rows: int = 1
     stochastic: bool = False
     no_partials: str = ""
+    no_blocks: str = ""
+    weights: tuple[float, ...] = ()
     interrupts: tuple[type[BaseException], ...] = ()
 
     @property
@@ -74,11 +78,15 @@ def why_full(policy: CachePolicy, setup: RunSetup) -> str:
     return ""
 
 
-def choose_tier(policy: CachePolicy, setup: RunSetup) -> MemoryTier:
-    """The best way to remember context that fits the policy's budget and settings."""
+def choose_tier(policy: CachePolicy, setup: RunSetup, taken: int = 0) -> MemoryTier:
+    """The best way to remember context that fits the policy's settings and what is left of its budget.
+
+    Args:
+        taken: bytes of the budget that are spoken for.
+    """
     if setup.no_partials:
         return NO_MEMORY
-    budget = policy.memory_budget_mb * 2**20
+    budget = policy.memory_budget_mb * 2**20 - taken
     for tier in LADDER:
         chosen = MemoryTier(
             tier.share if policy.memory_share is None else policy.memory_share,

@@ -13,7 +13,7 @@ import torch
 
 from .costs import Costs
 from .memory import MemoryTier
-from .plan import FULL, PARTIAL, Plan
+from .plan import BLOCKS, FULL, NAMES, PARTIAL, REUSE, Plan
 from .policy import CachePolicy
 from .profile import ErrorProfile
 from .signals import ChangeRecorder
@@ -51,7 +51,8 @@ class Stopwatch:
 class EvaluationRecord:
     """One evaluation: what was done, why, for how many tokens, how long, holding how much.
 
-    ``seconds`` sums its model calls; ``context_bytes`` is the context memory, ``forecast_bytes`` the kept predictions.
+    ``seconds`` sums its model calls; ``context_bytes`` is the context memory, ``forecast_bytes`` the kept predictions,
+    ``block_bytes`` the background blocks' deltas.
     """
 
     index: int
@@ -62,6 +63,7 @@ class EvaluationRecord:
     seconds: float = 0.0
     context_bytes: int = 0
     forecast_bytes: int = 0
+    block_bytes: int = 0
 
 
 class RunStats:
@@ -79,6 +81,7 @@ class RunStats:
         self.tier = ""
         self.selected_tokens = 0
         self.planned_context_bytes = 0
+        self.planned_block_bytes = 0
         self.preparation_seconds = 0.0
         self._records: dict[int, EvaluationRecord] = {}
         self._watches: list[tuple[int, Stopwatch]] = []
@@ -107,14 +110,17 @@ class RunStats:
         watch: Stopwatch,
         context: int,
         kept: int,
+        deltas: int = 0,
     ) -> None:
         """Note one model call; calls of one evaluation add up, and the dearest decision among them names it."""
         watch.stop()
         record = self._records.setdefault(index, EvaluationRecord(index, sigma, decision, reason, tokens))
-        if "RPF".index(decision) > "RPF".index(record.decision):
+        dearest = list(NAMES)
+        if dearest.index(decision) < dearest.index(record.decision):
             record.decision, record.reason, record.tokens = decision, reason, tokens
         record.context_bytes = max(record.context_bytes, context)
         record.forecast_bytes = max(record.forecast_bytes, kept)
+        record.block_bytes = max(record.block_bytes, deltas)
         self._watches.append((index, watch))
 
     def measure(self, stream: Hashable, patches: torch.Tensor) -> None:
@@ -160,7 +166,7 @@ class RunStats:
 
     @property
     def decisions(self) -> str:
-        """One letter an evaluation: F(ull), P(artial), R(euse)."""
+        """One letter an evaluation: F(ull), P(artial), R(euse), B (background blocks reused)."""
         return "".join(r.decision for r in self.records)
 
     @property
@@ -211,27 +217,32 @@ class RunStats:
         """Most bytes of kept predictions."""
         return max((r.forecast_bytes for r in self.records), default=0)
 
+    @property
+    def peak_block_bytes(self) -> int:
+        """Most bytes of background blocks' deltas."""
+        return max((r.block_bytes for r in self.records), default=0)
+
     def outlook(self) -> str:
         """What is planned, in one line, known before anything is sampled."""
-        counts = ", ".join(f"{self.planned.count(k)} {n}" for k, n in (("F", "full"), ("P", "partial"), ("R", "reuse")))
         if self.predicted_speed is None:
             return f"mask {self.mask_fraction:.0%}: full, partial or reuse decided online"
         return (
-            f"{len(self.planned)} evaluations, mask {self.mask_fraction:.0%}: {counts}, predicted "
+            f"{len(self.planned)} evaluations, mask {self.mask_fraction:.0%}: {_counts(self.planned)}, predicted "
             f"{self.predicted_speed:.2f}x, context memory {self.planned_context_bytes / 2**20:.0f} MB"
+            + (f", block deltas {self.planned_block_bytes / 2**20:.0f} MB" if self.planned_block_bytes else "")
         )
 
     def summary(self) -> str:
         """A few lines for a person."""
         done = self.decisions
-        counts = f"{done.count('F')} full, {done.count('P')} partial, {done.count('R')} reuse"
         lines = [
-            f"{len(done)} evaluations, mask {self.mask_fraction:.0%}: {counts}",
+            f"{len(done)} evaluations, mask {self.mask_fraction:.0%}: {_counts(done)}",
             f"speed {self.speed:.2f}x {'estimated' if self.speed_is_estimated else 'measured'}, "
             + ("decided online; " if self.predicted_speed is None else f"{self.predicted_speed:.2f}x predicted; ")
             + f"{self.seconds:.1f} s in the model",
             f"context memory {self.peak_context_bytes / 2**20:.1f} MB ({self.tier or 'none'}), "
-            f"predictions {self.peak_forecast_bytes / 2**20:.1f} MB",
+            f"predictions {self.peak_forecast_bytes / 2**20:.1f} MB"
+            + (f", block deltas {self.peak_block_bytes / 2**20:.1f} MB" if self.peak_block_bytes else ""),
         ]
         missed = {r.reason for r in self.records if self.planned and r.decision != self.planned[r.index : r.index + 1]}
         notes = dict.fromkeys([self.note, *self.warnings, *sorted(missed)])
@@ -252,12 +263,14 @@ class RunStats:
             "seconds": self.seconds,
             "seconds_full": self.seconds_of(FULL),
             "seconds_partial": self.seconds_of(PARTIAL),
-            "seconds_reuse": self.seconds_of("R"),
+            "seconds_reuse": self.seconds_of(REUSE),
+            "seconds_blocks": self.seconds_of(BLOCKS),
             "preparation_seconds": self.preparation_seconds,
             "context_memory": self.tier,
             "planned_context_bytes": self.planned_context_bytes,
             "peak_context_bytes": self.peak_context_bytes,
             "peak_forecast_bytes": self.peak_forecast_bytes,
+            "peak_block_bytes": self.peak_block_bytes,
             "note": self.note,
             "warnings": self.warnings,
             "evaluations": [asdict(r) for r in self.records],
@@ -275,3 +288,9 @@ class RunStats:
         from .picture import draw
 
         return draw(self, frame)
+
+
+def _counts(decisions: str) -> str:
+    """How many of each kind, those that every run may have first."""
+    kinds = [FULL, PARTIAL, REUSE, *(k for k in NAMES if k not in (FULL, PARTIAL, REUSE) and k in decisions)]
+    return ", ".join(f"{decisions.count(k)} {NAMES[k]}" for k in kinds)

@@ -9,7 +9,7 @@
 
 Wrappers only: one lives on the model and surrounds a sampling run, the others are born with the run and end with it.
 The model's own forward does the computing, on everything or on packed patches; attention goes through the host's
-override slot. No class or module is replaced and no forward is copied.
+override slot, blocks through its replacement slots. No class or module is replaced and no forward is copied.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import comfy.model_patcher
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from torch import Tensor
 
+from ..block_profile import BlockProfile
 from ..costs import ModelShape
 from ..engine import Engine
 from ..memory import NO_MEMORY
@@ -35,6 +36,7 @@ from ..setup import RunSetup
 from ..stats import RunStats
 from ..tokens import TokenGrid
 from .comfyui_attention import SelfAttention
+from .comfyui_blocks import routed
 from .comfyui_schedule import EvaluationSchedule
 from .comfyui_setup import Call, Sampling, read_setup, why_replaced, why_untouched, why_whole_run
 
@@ -78,7 +80,7 @@ def apply(model: comfy.model_patcher.ModelPatcher, policy: CachePolicy, mask: Te
         A clone of the model, and the :class:`Report` its runs will fill.
 
     Raises:
-        ValueError: the policy names an error profile that cannot be read.
+        ValueError: the policy names an error profile or a block profile that cannot be read.
     """
     patched, report = model.clone(), Report()
     patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
@@ -88,6 +90,8 @@ def apply(model: comfy.model_patcher.ModelPatcher, policy: CachePolicy, mask: Te
         return patched, report
     if policy.profile != "auto":
         ErrorProfile.load(policy.profile)
+    if policy.block_profile != "auto":
+        BlockProfile.load(policy.block_profile)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _Patch(policy, mask, report))
     return patched, report
 
@@ -166,8 +170,9 @@ class _Run:
         self.schedule = EvaluationSchedule.of(self.sampling)
         try:
             self.engine = Engine(policy, read_setup(call, self.sampling, self.schedule, policy, self.patch.mask))
-            if call.x.is_cuda and self.engine.stats.planned_context_bytes:
-                self.sampling.make_room(self.engine.stats.planned_context_bytes, call.x.device)
+            planned = self.engine.stats.planned_context_bytes + self.engine.stats.planned_block_bytes
+            if call.x.is_cuda and planned:
+                self.sampling.make_room(planned, call.x.device)
         except Exception as error:  # a run that works without us works with us
             reason = f"setting up failed ({type(error).__name__}: {error})"
             grid = TokenGrid.of_latent(call.x)
@@ -186,6 +191,8 @@ class _Run:
 
     def _compute(self, call: Call, selection: Tensor | None) -> Tensor:
         options = call.transformer_options
+        if self.engine.routes_blocks:
+            options = routed(self.engine, options, len(call.model.blocks))
         if self.engine.routes_attention:
             tokens = TokenGrid.of_latent(call.x).size if selection is None else len(selection)
             options = {**options, SelfAttention.SLOT: SelfAttention(self.engine, call.model, tokens, options)}

@@ -14,6 +14,7 @@ from comfy.ldm.wan.model import VaceWanModel, WanModel
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ..block_profile import sampled_weights
 from ..costs import ModelShape
 from ..policy import CachePolicy
 from ..setup import RunSetup
@@ -179,6 +180,7 @@ def read_setup(
         rows=x.shape[0] // len(call.streams),
         stochastic=schedule.stochastic,
         no_partials=_no_partials(call),
+        weights=sampled_weights([block.modulation for block in model.blocks]),
         interrupts=(comfy.model_management.InterruptProcessingException,),
     )
 

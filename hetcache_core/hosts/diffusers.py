@@ -8,8 +8,8 @@
     print(handle.stats.summary())
     handle.remove()
 
-The forward goes through diffusers' own hook registry, self-attention through its attention processors, rotary rows
-through torch's forward hooks; no class or module is replaced.
+The forward and the blocks go through diffusers' own hook registry, self-attention through its attention processors,
+rotary rows through torch's forward hooks; no class or module is replaced.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnP
 from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
 from torch import Tensor
 
+from ..block_profile import BlockProfile
 from ..costs import ModelShape
 from ..engine import Engine
 from ..packing import pack, pack_timesteps
@@ -34,6 +35,7 @@ from ..setup import RunSetup
 from ..stats import RunStats
 from ..tokens import TokenGrid
 from .diffusers_attention import ContextProcessor, rotary_rows
+from .diffusers_blocks import hook_blocks, tidy, unhook_blocks
 from .diffusers_setup import CallName, Schedule, boundary, read_setup, self_attentions
 
 HOOK = "hetcache"
@@ -62,7 +64,7 @@ def apply(
 
     Raises:
         TypeError: not a Wan transformer of diffusers, or a mask that is not a tensor.
-        ValueError: the policy names an error profile that cannot be read.
+        ValueError: the policy names an error profile or a block profile that cannot be read.
     """
     if type(transformer) not in SUPPORTED and type(getattr(transformer, "transformer", None)) in SUPPORTED:
         scheduler = transformer if scheduler is None else scheduler
@@ -74,6 +76,8 @@ def apply(
         raise TypeError(f"the mask must be a torch tensor, this is {type(mask).__name__}")
     if policy.profile != "auto":
         ErrorProfile.load(policy.profile)
+    if policy.block_profile != "auto":
+        BlockProfile.load(policy.block_profile)
     remove(transformer)
     return Handle(transformer, _Hook(policy, mask, scheduler, streams))
 
@@ -88,10 +92,7 @@ def remove(transformer: torch.nn.Module) -> None:
     registry.remove_hook(HOOK, recurse=False)
     if getattr(transformer, "_old_forward", None) is hook.installed:  # accelerate wrapped us: stay out of its way
         transformer._old_forward, transformer.forward = hook.fn_ref.original_forward, outer
-    if not registry.hooks:
-        del transformer._diffusers_hook
-        if transformer.__dict__.get("forward") == type(transformer).forward.__get__(transformer):
-            del transformer.forward
+    tidy(transformer, registry)
 
 
 class Handle:
@@ -138,6 +139,7 @@ class _Hook(ModelHook):
         self._source = scheduler
         self._removed = False
         self._processors: list[tuple[WanAttention, WanAttnProcessor]] = []
+        self._hooked: torch.nn.Module | None = None  # the transformer whose blocks are hooked
         self.reset_state(None)
 
     # ---- life cycle
@@ -155,12 +157,19 @@ class _Hook(ModelHook):
         """The run is over: diffusers' pipelines call this when they end, and so does everything that ends one here."""
         if getattr(self, "_engine", None) is not None:
             self._engine.close()
-        self._route_attention([])
+        self._let_go()
         self._engine: Engine | None = None
         self._schedule, self._evaluation, self._timestep, self._key = Schedule(), 0, None, ()
         self._served: list[str] = []
         self._calls = self.streams
         return module
+
+    def _let_go(self) -> None:
+        """Leave the transformer's insides alone again."""
+        self._route_attention([])
+        if self._hooked is not None:
+            unhook_blocks(self._hooked)
+        self._hooked = None
 
     def _route_attention(self, attentions: list[WanAttention]) -> None:
         """Send these layers' self-attention through the engine, and no others."""
@@ -188,6 +197,9 @@ class _Hook(ModelHook):
         self.stats = self._engine.stats
         if self._engine.wants_attention:
             self._route_attention(self_attentions(module))
+        if self._engine.wants_blocks:
+            hook_blocks(module, lambda: self._engine)
+            self._hooked = module
 
     # ---- one model call
 
@@ -209,7 +221,7 @@ class _Hook(ModelHook):
             self.reset_state(module)
             raise
         if engine.closed:
-            self._route_attention([])
+            self._let_go()
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
 
     def _compute(self, module, call: dict, selection: Tensor | None) -> Tensor:

@@ -10,10 +10,12 @@ from diffusers.hooks.hooks import BaseState, StateManager
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import Tensor
 
+from ..block_profile import sampled_weights
 from ..costs import ModelShape
 from ..policy import CachePolicy
 from ..setup import RunSetup
 from ..tokens import TokenClasses, TokenGrid, classify, pool_latent_mask, pool_pixel_mask, vace_mask
+from .diffusers_blocks import why_no_blocks
 
 
 class CallName(StateManager):
@@ -121,6 +123,8 @@ def read_setup(
         rows=sample.shape[0],
         stochastic=_stochastic(scheduler),
         no_partials=_no_partials(model),
+        no_blocks=why_no_blocks(model),
+        weights=sampled_weights([block.scale_shift_table for block in model.blocks]),
     )
 
 

@@ -1,4 +1,4 @@
-"""Methods turn what is known about a run into a decision per evaluation: full, partial or reuse."""
+"""Methods turn what is known about a run into a decision per evaluation: full, partial, reuse or blocks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..plan import FULL, PARTIAL, Plan
+from ..plan import FULL, Plan
 
 
 class Method(Protocol):
@@ -15,9 +15,9 @@ class Method(Protocol):
     def decide(self, evaluation: int) -> tuple[str, str]:
         """Decision letter and the reason, in a few plain words."""
 
-    def expects_partial(self, evaluation: int) -> bool:
-        """Whether a partial evaluation may follow this one before the next full one, so that context is worth
-        remembering; for evaluation -1, whether any may come at all."""
+    def expects(self, decision: str, evaluation: int) -> bool:
+        """Whether this decision may follow this evaluation before the next full one, so that what it needs (remembered
+        context, blocks' deltas) is worth keeping; for evaluation -1, whether it may come at all."""
 
     def observe(self, evaluation: int, patches: Tensor, generative: Tensor) -> None:
         """See what was computed of the first stream, patches ``[rows, C, N, 2, 2]``; ``generative``: bool ``[N]``."""
@@ -35,10 +35,9 @@ class Planned:
     def decide(self, evaluation: int) -> tuple[str, str]:
         return self.plan[evaluation], self.reason
 
-    def expects_partial(self, evaluation: int) -> bool:
-        if evaluation < 0:
-            return PARTIAL in self.plan.decisions
-        return PARTIAL in self.plan.decisions[evaluation + 1 :].split(FULL)[0]
+    def expects(self, decision: str, evaluation: int) -> bool:
+        ahead = self.plan.decisions[evaluation + 1 :]
+        return decision in (ahead if evaluation < 0 else ahead.split(FULL)[0])
 
     def observe(self, evaluation: int, patches: Tensor, generative: Tensor) -> None:
         """A plan is settled beforehand."""

@@ -39,8 +39,9 @@ class HetCache:
             self._accumulated = 0.0
         return decision, reason
 
-    def expects_partial(self, evaluation: int) -> bool:
-        return self.rules.partials and evaluation < self.evaluations - self.rules.cooldown - 1
+    def expects(self, decision: str, evaluation: int) -> bool:
+        possible = decision == PARTIAL and self.rules.partials
+        return possible and evaluation < self.evaluations - self.rules.cooldown - 1
 
     def observe(self, evaluation: int, patches: Tensor, generative: Tensor) -> None:
         new = patches[:, :, generative]

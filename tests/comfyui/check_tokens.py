@@ -25,12 +25,12 @@ class Oracle(Engine):
             "in order": off(latent(unpack(compute(every))), latent(full)),
             "reversed": off(latent(unpack(compute(every.flip(0))).flip(2)), latent(full)),
         }
-        self._mode = "capture"
+        self.partials.mode = "capture"
         seen["while remembering"] = compute(None).equal(output)
-        self._mode, chosen = "join", self.setup.classes.edited
-        self.memory.select(chosen)
+        self.partials.mode, chosen = "join", self.setup.classes.edited
+        self.partials.memory.select(chosen)
         seen["with the rest remembered"] = off(unpack(compute(chosen)), full[:, :, chosen])
-        self._mode = "idle"
+        self.partials.mode = "idle"
         seen["without the rest"] = off(unpack(compute(chosen)), full[:, :, chosen])
         answers.append(seen)
         return output

@@ -88,7 +88,7 @@ def test_one_decision_per_evaluation_whatever_the_streams(streams):
 
 def test_everything_is_freed_at_the_end_and_on_close():
     engine, _, _ = whole_run()
-    assert engine.memory.bytes == 0 and not engine._forecasts
+    assert engine.partials.bytes == 0 and not engine._forecasts
     assert engine.stats.peak_context_bytes > 0
     engine.close()
 

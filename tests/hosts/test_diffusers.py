@@ -72,7 +72,7 @@ def test_kv_oracle(vace, batch):
             # as if the clock stood still between the two evaluations
             hook._schedule = type(hook._schedule)((1000.0,) * 12, hook._schedule.sigmas)
             result = vace(args[0], scheduler.timesteps[0].expand(batch), *args[1:], return_dict=False)[0]
-        selection = hook._engine._selection
+        selection = hook._engine.partials.selection
         assert handle.stats.decisions == "FP" and 0 < len(selection) < TOKENS
     stock = vace(args[0], scheduler.timesteps[0].expand(batch), *args[1:], return_dict=False)[0]
     assert relative(to_patches(result)[:, :, selection], to_patches(stock)[:, :, selection]) < 1e-5

@@ -1,0 +1,129 @@
+"""What a run that caches starts with: token sampler, memories, costs and the method that decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .block_profile import split_for
+from .blocks import BlockCache, delta_bytes, fitting
+from .context import ContextSampler, RememberedContext, remember
+from .costs import Costs
+from .memory import ContextMemory, MemoryTier
+from .methods import Method, Planned
+from .methods.hetcache import HetCache
+from .methods.profilingdit import timeline
+from .partial import Partials
+from .plan import BLOCKS, PARTIAL, Plan, Rules, plan
+from .policy import CachePolicy
+from .profile import ErrorProfile
+from .semantic import MODES, SemanticSampler
+from .setup import RunSetup, choose_tier, tier_bytes
+
+
+@dataclass
+class Prepared:
+    """A run's parts, ready to use.
+
+    Args:
+        method: decides. plan: what it will do, None where it decides online. note: what should be known about it.
+        partials: what partial evaluations rest on. tier: how context is remembered; context_bytes: it will hold.
+        blocks: for background blocks' deltas, None where they are not reused; block_bytes: it will hold.
+        costs: of each kind of evaluation.
+    """
+
+    method: Method
+    plan: Plan | None
+    note: str
+    partials: Partials
+    tier: MemoryTier
+    context_bytes: int
+    blocks: BlockCache | None
+    block_bytes: int
+    costs: Costs
+
+
+def prepare(policy: CachePolicy, setup: RunSetup) -> Prepared:
+    """Choose everything a run needs, within the policy's memory budget.
+
+    Raises:
+        ValueError: a profile that cannot be read or belongs to another model.
+    """
+    classes, shape = setup.classes, setup.shape
+    profile = ErrorProfile.for_model(shape) if policy.profile == "auto" else ErrorProfile.load(policy.profile)
+    blocks, block_bytes, block_note = _blocks(policy, setup)
+    tier = choose_tier(policy, setup, taken=block_bytes)
+    remembered = remember(classes, tier.share)
+    sampler, watched = _sampler(policy, setup, remembered, bool(tier.share))
+    selected = len(classes.edited) + sampler.count
+    keys = len(classes.edited) + len(remembered.indices) if tier.share else selected
+    background = len(blocks.split.background) if blocks else 0
+    costs = Costs.of(shape, setup.grid.size, selected, keys, profile.overhead, background)
+    partials = policy.partials and not setup.no_partials and costs.partial < 0.95
+    rules = Rules.of(policy, profile, setup.evaluations, partials)
+    method, planned = _method(policy, setup, costs, rules, profile)
+    held = tier.share and method.expects(PARTIAL, -1)
+    if not method.expects(BLOCKS, -1):
+        blocks, block_bytes, block_note = None, 0, ""
+    memory = ContextMemory(remembered, setup.grid.size, shape.attention_layers, tier, setup.streams) if held else None
+    notes = ("" if policy.method == "profilingdit" else setup.no_partials, planned.note if planned else "", block_note)
+    return Prepared(
+        method=method,
+        plan=planned,
+        note="; ".join(text for text in notes if text),
+        partials=Partials(classes.edited, sampler, watched, memory, setup.grid.size),
+        tier=tier,
+        context_bytes=tier_bytes(tier, setup) if held else 0,
+        blocks=blocks,
+        block_bytes=block_bytes,
+        costs=costs,
+    )
+
+
+def _method(
+    policy: CachePolicy, setup: RunSetup, costs: Costs, rules: Rules, profile: ErrorProfile
+) -> tuple[Method, Plan | None]:
+    """The policy's method, and its plan where it has one."""
+    evaluations = setup.evaluations
+    if policy.method == "hetcache":
+        return HetCache(policy.threshold, policy.partial_factor, evaluations, rules), None
+    if policy.method == "profilingdit":
+        decisions = timeline(evaluations, policy.interval, policy.interval_min, policy.warmup, policy.cooldown or 0)
+        planned = Plan.given(decisions, evaluations, costs)
+    elif policy.schedule:
+        planned = Plan.given(policy.schedule, evaluations, costs)
+    else:
+        planned = plan(setup.sigmas, costs, policy.speed, rules, profile)
+    return Planned(planned), planned
+
+
+def _sampler(
+    policy: CachePolicy, setup: RunSetup, remembered: RememberedContext, remembers: bool
+) -> tuple[ContextSampler | SemanticSampler, int]:
+    """Who chooses context, and the self-attention layer it must see (-1: none)."""
+    classes, mode = setup.classes, policy.context_sampling
+    pool = remembered.indices if remembers else classes.context
+    if not remembers and mode == "stalest":
+        mode = "rotating"  # a weighted prune needs an unbiased sample
+    share = policy.context_share
+    if share is None:  # on tuning clips of nano: equal at 3x, and less paid for more partial evaluations at 4x
+        share = 0.15 if policy.speed <= 3 else 0.05
+    if mode in MODES:
+        sampler = SemanticSampler(pool, classes.generative.nonzero().flatten(), mode, share)
+        return sampler, setup.shape.attention_layers // 2
+    return ContextSampler(pool, mode, share), -1
+
+
+def _blocks(policy: CachePolicy, setup: RunSetup) -> tuple[BlockCache | None, int, str]:
+    """Where deltas will be kept, the bytes they will take, and what should be known about them."""
+    if policy.method != "profilingdit" and BLOCKS not in policy.schedule:
+        return None, 0, ""
+    if setup.no_blocks:
+        return None, 0, setup.no_blocks
+    split, source = split_for(policy.block_profile, setup.shape, setup.weights)
+    size = (setup.grid.size, setup.shape.dim, setup.streams, setup.itemsize, setup.rows)
+    split, short = fitting(split, policy.memory_budget_mb * 2**20, *size)
+    empty = "" if split.background or short else "the block profile names no background blocks: all are computed"
+    notes = "; ".join(text for text in (source, short, empty) if text)
+    if short and not split.background:
+        return None, 0, notes
+    return BlockCache(split, setup.streams), delta_bytes(split, *size), notes

@@ -1,0 +1,153 @@
+"""Block reuse in the host's own samplers: deltas, fresh hints, neighbours in the same slots, nothing left behind."""
+
+from dataclasses import replace
+
+import comfy.model_management
+import pytest
+import torch
+from small import DIM, FFN, QUICK, VARIANTS, cached, load, psnr, sample
+
+from hetcache_core import CachePolicy, Engine
+from hetcache_core.block_profile import BlockProfile
+from hetcache_core.hosts import comfyui as host
+
+SCHEDULE = "FFBBFB"
+VACE = {name: v for name, v in VARIANTS.items() if name.startswith("vace")}
+
+
+@pytest.fixture
+def policy(tmp_path):
+    def write(background, layers=4, vace_layers=2, schedule=SCHEDULE, **changes):
+        profile = BlockProfile("small", DIM, layers, FFN, vace_layers, background)
+        (tmp_path / "blocks.json").write_text(profile.to_json())
+        return CachePolicy(schedule=schedule, block_profile=str(tmp_path / "blocks.json"), **changes)
+
+    return write
+
+
+def sizes(variant):
+    weights = dict(variant.weights)
+    return {"layers": weights.get("layers", 4), "vace_layers": weights.get("vace_layers", 2)}
+
+
+@pytest.fixture
+def engines(monkeypatch):
+    """Every engine, in order."""
+    seen = []
+
+    class Watched(Engine):
+        def __init__(self, *args):
+            super().__init__(*args)
+            seen.append(self)
+
+    monkeypatch.setattr(host, "Engine", Watched)
+    return seen
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_with_no_background_blocks_the_bytes_are_the_stock_ones(variant, policy):
+    result, stats = cached(variant.model, variant.scene, policy((), **sizes(variant)))
+    assert stats.decisions == SCHEDULE and not stats.warnings
+    assert torch.equal(result, sample(variant.model, variant.scene))
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_background_blocks_are_reused_the_first_block_among_them(variant, policy):
+    result, stats = cached(variant.model, variant.scene, policy((0, 1, 3), **sizes(variant)))
+    assert stats.decisions == SCHEDULE and not stats.warnings
+    assert 0 < stats.peak_block_bytes <= stats.planned_block_bytes
+    stock = sample(variant.model, variant.scene)
+    assert not torch.equal(result, stock) and psnr(result, stock) > 15
+
+
+@pytest.mark.parametrize("name", ["vace, every 2nd block", "vace, three controls"])
+@pytest.mark.parametrize("background", [(0,), (0, 1, 2, 3)])
+def test_hints_are_fresh_where_blocks_are_reused(name, background, policy, monkeypatch):
+    """The control of every evaluation that reuses blocks is another one; the output moves as the stock output does."""
+    variant, moving = VACE[name], []
+    forward = host._Run.forward
+
+    def moved(self, executor, *args, **kwargs):
+        if moving and self._evaluation == 1:
+            kwargs = {**kwargs, "vace_context": kwargs["vace_context"].flip(-1)}
+        return forward(self, executor, *args, **kwargs)
+
+    monkeypatch.setattr(host._Run, "forward", moved)
+    outcomes = {}
+    for kind, chosen in (("stock", policy((), schedule="FF")), ("reused", policy(background, schedule="FB"))):
+        for where in ("still", "moved"):
+            moving[:] = [True] * (where == "moved")
+            outcomes[kind, where], stats = cached(variant.model, variant.scene, chosen, steps=2, cfg=1.0)
+            assert stats.decisions == ("FF" if kind == "stock" else "FB")
+    should = outcomes["stock", "moved"] - outcomes["stock", "still"]
+    followed = outcomes["reused", "moved"] - outcomes["reused", "still"]
+    assert should.norm() > 1e-3 * outcomes["stock", "still"].norm()
+    assert torch.nn.functional.cosine_similarity(followed.flatten(), should.flatten(), 0) > 0.5
+
+
+def test_rows_of_one_call_and_separate_calls_agree(policy):
+    together, _ = cached(load(), QUICK, policy((0, 1, 3)))
+    apart, stats = cached(load(), replace(QUICK, prompts=(8, 5)), policy((0, 1, 3)))  # unequal prompts are not batched
+    assert stats.decisions == SCHEDULE
+    stock = [sample(load(), QUICK), sample(load(), replace(QUICK, prompts=(8, 5)))]
+    assert abs(psnr(together, stock[0]) - psnr(apart, stock[1])) < 3
+
+
+def test_another_replacement_keeps_its_place_inside(policy):
+    model, seen = load().clone(), []
+
+    def louder(args, extra):
+        seen.append(args["transformer_options"]["block_index"])
+        return {"img": extra["original_block"](args)["img"] * 1.01}
+
+    model.set_model_patch_replace(louder, "dit", "double_block", 2)
+    result, stats = cached(model, QUICK, policy(()))
+    assert torch.equal(result, sample(model, QUICK)) and set(seen) == {2}
+    seen.clear()
+    result, stats = cached(model, QUICK, policy((0, 1)))
+    assert stats.decisions == SCHEDULE and len(seen) == 6  # foreground: in every evaluation, both streams at once
+    seen.clear()
+    cached(model, QUICK, policy((2,)))
+    assert len(seen) == 3
+    assert model.model_options["transformer_options"]["patches_replace"]["dit"] == {("double_block", 2): louder}
+
+
+def test_blocks_are_routed_only_where_the_run_needs_it(policy, monkeypatch):
+    calls, routed = [], host.routed
+
+    def counted(engine, *args):
+        calls.append(engine._evaluation)
+        return routed(engine, *args)
+
+    monkeypatch.setattr(host, "routed", counted)
+    cached(load(), QUICK, CachePolicy(schedule="FFPRPF", warmup=1))
+    assert not calls
+    cached(load(), QUICK, policy((1,)))
+    assert set(calls) == {1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_an_interrupt_frees_the_deltas(step, policy, engines):
+    def stop(number, *_):
+        if number == step:
+            raise comfy.model_management.InterruptProcessingException
+
+    patched, _ = host.apply(load(), policy((0, 1)))
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        sample(patched, QUICK, callback=stop)
+    (engine,) = engines
+    assert engine.stats.peak_block_bytes > 0 and engine.blocks.bytes == 0 and not engine.routes_blocks
+    result = sample(patched, QUICK)
+    assert torch.equal(result, cached(load(), QUICK, policy((0, 1)))[0])
+
+
+def test_profilingdit_runs_as_published_and_says_what_it_does_not_know(engines):
+    result, stats = cached(load(), QUICK, CachePolicy(method="profilingdit"), steps=30)
+    assert stats.decisions == stats.planned == "F" * 7 + ("B" * 5 + "F") * 3 + "B" * 5
+    assert "not profiled" in stats.summary() and torch.isfinite(result).all()
+    assert engines[-1].blocks.bytes == 0
+
+
+def test_a_missing_profile_is_refused_by_the_node():
+    with pytest.raises(ValueError, match="no block profile"):
+        host.apply(load(), CachePolicy(method="profilingdit", block_profile="nowhere.json"))
