@@ -19,7 +19,8 @@ from demo.masks import moving_mask
 from demo.media import load_clip
 from demo.report import tinted, to_uint8
 from hetcache_core import CachePolicy, comparison
-from hetcache_core.picture import CLASSES, COLOURS, HEIGHTS
+from hetcache_core.block_profile import BlockProfile
+from hetcache_core.picture import CLASSES, COLOURS, HEIGHTS, draw_scores
 from hetcache_core.quality import by_frame, compare
 from nodes.mask_ops import soften, spread
 from workflows.thumbnails import planned
@@ -55,6 +56,8 @@ def draw(clip: np.ndarray, mask: np.ndarray, full: runs.Run, fast: runs.Run) -> 
     speeds(mask.mean())
     stats = fast.stats.picture(clip[len(clip) // 2])
     Image.fromarray(stats).save(HELP / "HetCacheStats.webp", quality=85, method=6)
+    scores = draw_scores(BlockProfile.load("nano"))
+    Image.fromarray(scores).save(HELP / "HetCacheProfileModel.webp", quality=85, method=6)
     before, after, inside = torch.from_numpy(full.video), torch.from_numpy(fast.video), torch.from_numpy(mask)
     decibels = by_frame(after, before, inside)
     card = comparison.card(before, after, inside, 8.0, int(np.argmin(decibels)), compare(after, before, inside))

@@ -126,7 +126,7 @@ class BlockProfile:
 
     @classmethod
     def load(cls, name_or_path: str) -> BlockProfile:
-        """A shipped profile by name (``wan14b``) or one from a JSON file.
+        """A shipped profile by name (``nano``, ``wan14b``) or one from a JSON file.
 
         Raises:
             ValueError: no such profile, or none in that file.
@@ -139,7 +139,7 @@ class BlockProfile:
             raise ValueError(f"no block profile {name_or_path!r}: neither shipped nor a file") from None
 
 
-SHIPPED = ("wan14b",)
+SHIPPED = ("nano", "wan14b")
 
 
 def split_for(name: str, shape: ModelShape, weights: Sequence[float] = ()) -> tuple[BlockSplit, str]:

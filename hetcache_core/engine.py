@@ -13,8 +13,8 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
-from .attention import Attend
-from .blocks import Block, BlockCache
+from .block_scores import BlockScores
+from .blocks import BlockCache
 from .forecast import Forecast, Forecasts
 from .memory import NO_MEMORY
 from .methods import Method, Planned
@@ -23,6 +23,7 @@ from .partial import Partials
 from .plan import BLOCKS, FULL, PARTIAL, REUSE, Plan
 from .policy import CachePolicy
 from .prepare import prepare
+from .routing import Routing, named
 from .setup import RunSetup, why_full
 from .stats import RunStats, Stopwatch
 
@@ -32,7 +33,7 @@ Streams = tuple[Hashable, ...]
 Compute = Callable[["Tensor | None"], Tensor]
 
 
-class Engine:
+class Engine(Routing):
     """State of one sampling run.
 
     Args:
@@ -57,6 +58,8 @@ class Engine:
         if reason:
             self.method: Method = Planned(Plan.full(setup.evaluations, reason), reason)
             self.stats.begin(self.method.plan, NO_MEMORY, 0, reason)
+            if policy.method == "profile":
+                self._profile()
         else:
             self._prepare(policy, setup)
         self.stats.preparation_seconds = time.perf_counter() - started
@@ -64,6 +67,12 @@ class Engine:
             log.info("HetCache: %s", self.stats.outlook())
         elif not policy.exact:
             log.warning("HetCache computes everything in full: %s", reason)
+
+    def _profile(self) -> None:
+        try:
+            self.stats.block_scores = BlockScores(self.setup)
+        except ValueError as error:
+            self._trouble(str(error))
 
     def _prepare(self, policy: CachePolicy, setup: RunSetup) -> None:
         parts = prepare(policy, setup)
@@ -131,63 +140,15 @@ class Engine:
             if store:
                 store.close()
 
-    def self_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
-        """Self-attention of one layer, through the context memory where this evaluation calls for it.
-
-        Args:
-            layer: index in call order, main and VACE blocks alike.
-            query, key, value: ``[B, tokens, heads, head_dim]``, normed and rotated.
-            attend: the host's attention; called with the keys to attend to and their weights or None.
-        """
-        mode = self.partials.mode if self.partials else "idle"
-        if mode == "join":
-            return self.partials.join(layer, self.streams, query, key, value, attend)
-        if mode == "capture":
-            try:
-                first = self.streams[0] == next(iter(self._forecasts), self.streams[0])
-                self.partials.capture(layer, self.streams, first, query, key, value)
-            except Exception as error:  # the generation itself does not need what could not be kept
-                self.give_up_partials(f"context could not be remembered ({_named(error)})")
-        return attend(query, key, value, None)
-
-    def block(self, index: int, hidden: Tensor, compute: Block) -> Tensor:
-        """One main block, through the kept deltas where this evaluation calls for it.
-
-        Args:
-            index: of the main block.
-            hidden: what goes in, ``[B, tokens, dim]``.
-            compute: the host's block: what goes in -> what comes out.
-        """
-        mode = self.blocks.mode if self.blocks else "idle"
-        if mode == "apply":
-            return self.blocks.apply(index, self.streams, hidden, compute)
-        output = compute(hidden)
-        if mode == "capture":
-            try:
-                self.blocks.capture(index, self.streams, hidden, output)
-            except Exception as error:  # the generation itself does not need what could not be kept
-                self.give_up_blocks(f"block deltas could not be kept ({_named(error)})")
-        return output
-
     @property
-    def routes_blocks(self) -> bool:
-        """Whether this call's main blocks must pass through :meth:`block`."""
-        return self.blocks is not None and self.blocks.mode != "idle"
+    def wants_attention(self) -> bool:
+        """Whether any evaluation of this run will route its self-attention."""
+        return self.watches_blocks or (not self.exact and self._expects(PARTIAL, -1))
 
     @property
     def wants_blocks(self) -> bool:
         """Whether any evaluation of this run will route its main blocks."""
         return not self.exact and self._expects(BLOCKS, -1)
-
-    @property
-    def routes_attention(self) -> bool:
-        """Whether this call's self-attention must pass through :meth:`self_attention`."""
-        return self.partials is not None and self.partials.mode != "idle"
-
-    @property
-    def wants_attention(self) -> bool:
-        """Whether any evaluation of this run will route its self-attention."""
-        return not self.exact and self._expects(PARTIAL, -1)
 
     # ---- decide
 
@@ -223,10 +184,16 @@ class Engine:
     def give_up_partials(self, text: str) -> None:
         """No more partial evaluations in this run, this one's other streams included: guidance must not mix them."""
         self._give_up(PARTIAL, self.partials, text)
+        self.stats.block_scores = None
 
     def give_up_blocks(self, text: str) -> None:
         """The same for evaluations that reuse blocks."""
         self._give_up(BLOCKS, self.blocks, text)
+
+    def give_up_profiling(self, text: str) -> None:
+        """What the blocks look at is not measured in this run; `text` says why."""
+        self.stats.block_scores = None
+        self._trouble(text)
 
     def _give_up(self, kind: str, store: Partials | BlockCache | None, text: str) -> None:
         self._off[kind] = self._trouble(text)
@@ -316,7 +283,7 @@ class Engine:
         except torch.OutOfMemoryError:
             return None, f"out of memory on {name}"
         except Exception as error:  # whatever a patched model objects to, it has a full forward that works
-            return None, f"{name} failed ({_named(error)})"
+            return None, f"{name} failed ({named(error)})"
         finally:
             self._idle()
 
@@ -338,7 +305,3 @@ class Engine:
     def _forecast(self, sample: Tensor) -> Tensor:
         position = self.setup.position(self._evaluation)
         return self._forecasts.predict(self.streams, sample, position, self._sigma)
-
-
-def _named(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -9,6 +9,7 @@ import numpy as np
 from .plan import NAMES
 
 if TYPE_CHECKING:
+    from .block_profile import BlockProfile
     from .stats import RunStats
 
 # Okabe-Ito: told apart by colour-blind eyes too; heights and letters tell them apart without colour.
@@ -42,6 +43,27 @@ def draw(stats: RunStats, frame: np.ndarray | None = None) -> np.ndarray:
         pen.text((EDGE, 186 + 22 * i), line, fill=INK, font=_font(15))
     image.paste(Image.fromarray(bottom), (EDGE, top + EDGE))
     _legend(pen, CLASSES, EDGE + bottom.shape[1] + EDGE, top + EDGE, down=True)
+    return np.asarray(image)
+
+
+def draw_scores(profile: BlockProfile) -> np.ndarray:
+    """A block profile's scores, a bar a block, background and foreground told apart; uint8 ``[H, W, 3]``."""
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", (WIDTH, 320), PAPER)
+    pen, bottom, tall = ImageDraw.Draw(image), 250, 190
+    step, highest = (WIDTH - 2 * EDGE) / profile.layers, max(*profile.scores, profile.threshold or 0, 1e-6)
+    for i, score in enumerate(profile.scores):
+        left, height, kind = EDGE + i * step, max(tall * score / highest, 1), "B" if i in profile.background else "F"
+        pen.rectangle((left, bottom - height, left + max(step - 2, 1), bottom), fill=COLOURS[kind])
+        pen.text((left + step / 2 - 1, bottom + 4), str(i), fill=INK, font=_font(11), anchor="ma")
+    line = bottom - tall * min(profile.threshold or 0, highest) / highest
+    pen.line((EDGE, line, WIDTH - EDGE, line), fill=FAINT)
+    pen.text((EDGE, 14), f"{profile.name}: attention to the edit, a bar a block", fill=INK, font=_font(15))
+    count = len(profile.background)
+    entries = [(f"background, reused: {count}", COLOURS["B"]),
+               (f"foreground, computed: {profile.layers - count}", COLOURS["F"])]  # fmt: skip
+    _legend(pen, entries, EDGE, bottom + 34)
     return np.asarray(image)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from .context import SAMPLING
 from .semantic import MODES
 
-METHODS = ("plan", "hetcache", "profilingdit", "measure", "off")
+METHODS = ("plan", "hetcache", "profilingdit", "measure", "profile", "off")
 FEW_STEPS = 8
 
 
@@ -25,7 +25,8 @@ class CachePolicy:
         method: ``plan`` reaches ``speed`` by planning every evaluation beforehand; ``hetcache`` decides online by
             the paper's thresholds and takes no target; ``profilingdit`` reuses background blocks at intervals, as its
             paper does, and takes no target either; ``off`` computes everything, and so does ``measure``, which
-            also records how the predictions change (:meth:`hetcache_core.stats.RunStats.profile`).
+            also records how the predictions change (:meth:`hetcache_core.stats.RunStats.profile`), and ``profile``,
+            which records what the blocks look at (:attr:`hetcache_core.stats.RunStats.block_scores`).
 
     To tinker with (``None`` = chosen for the run):
         warmup, cooldown: full evaluations at the start and at the end; a chosen cool-down is shortened where the speed
@@ -118,7 +119,7 @@ class CachePolicy:
     @property
     def exact(self) -> bool:
         """Whether this policy computes everything."""
-        return self.method in ("off", "measure") or (self.speed == 1.0 and not self.schedule)
+        return self.method in ("off", "measure", "profile") or (self.speed == 1.0 and not self.schedule)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> CachePolicy:

@@ -26,6 +26,7 @@ class RunSetup:
         stochastic: whether the sampler adds noise (then x0 is forecast, not v).
         no_partials: why partial evaluations are impossible on this model, or empty.
         no_blocks: why single blocks cannot be left out on this model, or empty.
+        main_layers: which self-attention layers, in call order, are the main blocks'; empty where that is unknown.
         weights: a few numbers from the model's weights, by which a block profile knows it; may be empty.
         interrupts: exceptions by which the host stops a run; they are never taken for failures.
     """
@@ -41,6 +42,7 @@ class RunSetup:
     stochastic: bool = False
     no_partials: str = ""
     no_blocks: str = ""
+    main_layers: tuple[int, ...] = ()
     weights: tuple[float, ...] = ()
     interrupts: tuple[type[BaseException], ...] = ()
 
@@ -61,6 +63,8 @@ def why_full(policy: CachePolicy, setup: RunSetup) -> str:
         return "the method is off"
     if policy.method == "measure":
         return "this run only measures how predictions change"
+    if policy.method == "profile":
+        return "this run only measures which blocks look at the edit"
     if policy.exact:
         return "speed 1.0 asks for the exact output"
     if setup.reason:

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import torch
 
+from .block_profile import BlockProfile
+from .block_scores import BlockScores
 from .costs import Costs
 from .memory import MemoryTier
 from .plan import BLOCKS, FULL, NAMES, PARTIAL, REUSE, Plan
@@ -83,6 +85,7 @@ class RunStats:
         self.planned_context_bytes = 0
         self.planned_block_bytes = 0
         self.preparation_seconds = 0.0
+        self.block_scores: BlockScores | None = None
         self._records: dict[int, EvaluationRecord] = {}
         self._watches: list[tuple[int, Stopwatch]] = []
         self._changes: dict[Hashable, tuple[ChangeRecorder, ChangeRecorder]] = {}
@@ -155,6 +158,16 @@ class RunStats:
             first=mean(edit, "first"), second=mean(edit, "second"),
             context_first=mean(context, "first"), context_second=mean(context, "second"),
         )  # fmt: skip
+
+    def block_profile(self, name: str, threshold: float | None = None, share: float = 0.7) -> BlockProfile:
+        """The block profile measured by a run with ``method="profile"``; see :meth:`BlockScores.profile`.
+
+        Raises:
+            ValueError: nothing was measured, and why.
+        """
+        if self.block_scores is None:
+            raise ValueError(self.warnings[0] if self.warnings else "no blocks were measured; use method 'profile'")
+        return self.block_scores.profile(name, threshold, share)
 
     @property
     def records(self) -> list[EvaluationRecord]:

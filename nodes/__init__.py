@@ -8,6 +8,7 @@ def all_nodes() -> list[type]:
     from .load_mask_video import LoadMaskVideo
     from .patch_model import PatchModel
     from .policy_settings import PolicySettings
+    from .profile_model import ProfileModel
     from .stats import Stats
 
-    return [LoadMaskVideo, PolicySettings, PatchModel, Stats, Compare, DemoModel]
+    return [LoadMaskVideo, PolicySettings, PatchModel, Stats, Compare, ProfileModel, DemoModel]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..hetcache_core.block_profile import BlockProfile
 from ..hetcache_core.policy import PRESETS, CachePolicy
 from ..hetcache_core.profile import ErrorProfile
 from .compat import known
@@ -35,6 +36,31 @@ def _text(name: str, default: str, tooltip: str):
                                          tooltip=tooltip))  # fmt: skip
 
 
+def _methods() -> dict[str, list]:
+    """The inputs of every method."""
+    return {
+        "plan": [],
+        "hetcache": [
+            io.Float.Input("threshold", default=0.10, min=0.0, max=10.0, step=0.01,
+                           tooltip="How much the picture may drift before a step is computed. Higher is faster and "
+                           "costs fine detail inside the mask."),
+            io.Float.Input("partial_factor", default=1.5, min=1.0, max=10.0, step=0.1,
+                           tooltip="How long the masked region alone is computed before everything is. Higher is "
+                           "faster and ties the edit less to its surroundings."),
+        ],
+        "profilingdit": [
+            io.Int.Input("interval", default=6, min=1, max=100,
+                         tooltip="Steps from one full step to the next. Higher is faster and costs motion and detail."),
+            io.Int.Input("interval_min", default=AUTO, min=AUTO, max=100,
+                         tooltip=f"The interval shrinks to this towards the end. {AUTO} keeps it as it is."),
+            io.String.Input("block_profile", default="auto",
+                            tooltip="Which of the model's blocks are reused: a file from HetCache Profile Model, or "
+                            "auto."),
+        ],
+        "off": [],
+    }  # fmt: skip
+
+
 class PolicySettings(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -59,19 +85,10 @@ class PolicySettings(io.ComfyNode):
                                "clip. More keeps the edit better tied to its surroundings; 0 remembers nothing."),
                 io.DynamicCombo.Input("method", tooltip="plan: every step is planned beforehand to reach the speed. "
                                       "hetcache: the HetCache paper's way, which decides while sampling by thresholds "
-                                      "and takes no target speed. off: no caching.",
-                                      options=[
-                    io.DynamicCombo.Option("plan", []),
-                    io.DynamicCombo.Option("hetcache", [
-                        io.Float.Input("threshold", default=0.10, min=0.0, max=10.0, step=0.01,
-                                       tooltip="How much the picture may drift before a step is computed. Higher is "
-                                       "faster and costs fine detail inside the mask."),
-                        io.Float.Input("partial_factor", default=1.5, min=1.0, max=10.0, step=0.1,
-                                       tooltip="How long the masked region alone is computed before everything is. "
-                                       "Higher is faster and ties the edit less to its surroundings."),
-                    ]),
-                    io.DynamicCombo.Option("off", []),
-                ]),
+                                      "and takes no target speed. profilingdit: the ProfilingDiT paper's: it computes "
+                                      "everything every few steps and only some of the model's blocks between. off: no "
+                                      "caching.",
+                                      options=[io.DynamicCombo.Option(*option) for option in _methods().items()]),
                 _whole("warmup", 100, "Steps computed in full at the start, where the picture takes shape."),
                 _whole("cooldown", 100, "Steps computed in full at the end; they mend the seam around the mask."),
                 _whole("max_reuse", 20, "Most steps in a row for which nothing is computed. 0 forbids it: softer "
@@ -91,8 +108,8 @@ class PolicySettings(io.ComfyNode):
                 _share("mask_threshold", "Mask values above this are edited. Lower takes in more of a soft edge.", 0.1),
                 _share("max_mask_fraction", "Masks that cover more of the clip than this are computed in full, as "
                        "nothing would be saved.", 0.9),
-                _text("schedule", "", "The steps themselves, a letter each: F full, P masked region only, R reuse, as "
-                      "in FFRPRF. Overrides the speed."),
+                _text("schedule", "", "The steps themselves, a letter each: F full, P masked region only, R reuse, B "
+                      "some blocks of the model only, as in FFRPRF. Overrides the speed."),
                 _text("profile", "auto", "How fast your model's pictures take shape, as measured on it: a JSON file, "
                       "or auto."),
             ],
@@ -109,12 +126,14 @@ def make_policy(preset: str, speed: float, memory_budget_mb: float, method: dict
     if preset != CUSTOM:
         return CachePolicy.preset(preset, memory_budget_mb=memory_budget_mb)
     chosen = dict(method) if isinstance(method, dict) else {"method": method}
+    fine = {**chosen, **fine}
     fine = {name: value for name, value in fine.items() if not (type(value) in (int, float) and value == AUTO)}
-    fine |= {name: fine[name].strip() for name in ("schedule", "profile") if name in fine}
+    fine |= {name: value.strip() for name, value in fine.items() if isinstance(value, str)}
     try:
-        policy = CachePolicy(speed=speed, memory_budget_mb=memory_budget_mb, **{**chosen, **fine})
-        if policy.profile != "auto":
-            ErrorProfile.load(policy.profile)  # here, where it is set, and not at the sampler
+        policy = CachePolicy(speed=speed, memory_budget_mb=memory_budget_mb, **fine)
+        for kind, name in ((ErrorProfile, policy.profile), (BlockProfile, policy.block_profile)):
+            if name != "auto":
+                kind.load(name)  # here, where it is set, and not at the sampler
     except ValueError as error:
         raise ValueError(f"Cache Policy Settings: {error}. Correct it on this node, or choose a preset.") from None
     return policy

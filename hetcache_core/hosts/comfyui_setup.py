@@ -180,9 +180,20 @@ def read_setup(
         rows=x.shape[0] // len(call.streams),
         stochastic=schedule.stochastic,
         no_partials=_no_partials(call),
+        main_layers=_main_layers(model, copies),
         weights=sampled_weights([block.modulation for block in model.blocks]),
         interrupts=(comfy.model_management.InterruptProcessingException,),
     )
+
+
+def _main_layers(model: torch.nn.Module, copies: int) -> tuple[int, ...]:
+    """Which self-attention calls are the main blocks': a VACE block's come after its main block's, once a control."""
+    mapping = getattr(model, "vace_layers_mapping", {})
+    layers, call = [], 0
+    for block in range(len(model.blocks)):
+        layers.append(call)
+        call += 1 + copies * (block in mapping)
+    return tuple(layers)
 
 
 def _no_partials(call: Call) -> str:

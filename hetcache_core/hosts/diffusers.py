@@ -15,6 +15,7 @@ rotary rows through torch's forward hooks; no class or module is replaced.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -80,6 +81,31 @@ def apply(
         BlockProfile.load(policy.block_profile)
     remove(transformer)
     return Handle(transformer, _Hook(policy, mask, scheduler, streams))
+
+
+def profile_blocks(
+    transformer: torch.nn.Module,
+    run: Callable[[], Any],
+    name: str,
+    mask: Tensor | None = None,
+    scheduler: Any = None,
+    threshold: float | None = None,
+    share: float = 0.7,
+) -> BlockProfile:
+    """Measure which blocks of a model look at an edit, for ``CachePolicy(method="profilingdit", block_profile=...)``.
+
+    Args:
+        transformer, mask, scheduler: as :func:`apply` takes them.
+        run: runs the pipeline, computed in full; a few steps are enough.
+        name: of the model. threshold, share: how blocks are split (:meth:`BlockProfile.of_scores`).
+
+    Raises:
+        ValueError: nothing could be measured; the message says why.
+    """
+    with apply(transformer, CachePolicy(method="profile"), mask, scheduler) as handle:
+        run()
+        stats = handle.stats
+    return stats.block_profile(name, threshold, share)
 
 
 def remove(transformer: torch.nn.Module) -> None:

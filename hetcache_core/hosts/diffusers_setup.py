@@ -124,6 +124,7 @@ def read_setup(
         stochastic=_stochastic(scheduler),
         no_partials=_no_partials(model),
         no_blocks=why_no_blocks(model),
+        main_layers=tuple(i + shape.vace_layers for i in range(shape.layers)),  # after all VACE blocks
         weights=sampled_weights([block.scale_shift_table for block in model.blocks]),
     )
 

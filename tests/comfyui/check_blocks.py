@@ -151,3 +151,57 @@ def test_profilingdit_runs_as_published_and_says_what_it_does_not_know(engines):
 def test_a_missing_profile_is_refused_by_the_node():
     with pytest.raises(ValueError, match="no block profile"):
         host.apply(load(), CachePolicy(method="profilingdit", block_profile="nowhere.json"))
+
+
+# ---- profiling
+
+
+def nodes():
+    from pack import load as load_pack
+
+    return load_pack()[1]
+
+
+def test_main_blocks_are_told_from_vace_blocks_in_call_order():
+    from hetcache_core.hosts.comfyui_setup import _main_layers
+
+    model = load().model.diffusion_model
+    assert _main_layers(model, 1) == (0, 2, 3, 5) and _main_layers(model, 3) == (0, 4, 5, 9)
+    assert _main_layers(load(layers=3, vace_layers=0).model.diffusion_model, 1) == (0, 1, 2)
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_every_kind_of_model_can_be_profiled_and_its_output_is_exact(variant):
+    patched, report = host.apply(variant.model, CachePolicy(method="profile"))
+    result = sample(patched, variant.scene, steps=2)
+    assert torch.equal(result, sample(variant.model, variant.scene, steps=2))
+    profile = report.runs[-1].block_profile("small")
+    assert len(profile.scores) == sizes(variant)["layers"] and all(0 <= score <= 1 for score in profile.scores)
+    cached(variant.model, variant.scene, replace(CachePolicy(schedule="FB"), block_profile="auto"), steps=2)
+
+
+def test_the_node_measures_saves_and_its_file_is_used(tmp_path, monkeypatch):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    monkeypatch.setattr(folder_paths, "get_temp_directory", lambda: str(tmp_path))
+    profiler, settings = nodes()["HetCacheProfileModel"], nodes()["HetCachePolicySettings"]
+    with torch.inference_mode():
+        latent = {"samples": QUICK.latent}
+        file, picture = profiler.execute(load(), QUICK.conds()[0], latent, "my / model", 2, 0.5, 0).result
+    profile = BlockProfile.load(file)
+    assert (tmp_path / "hetcache" / "blocks_my_model.json").samefile(file)
+    assert len(profile.background) == 2 and picture.ndim == 4 and picture.shape[-1] == 3
+    method = {"method": "profilingdit", "interval": 3, "interval_min": -1, "block_profile": f" {file} "}
+    (policy,) = settings.execute("custom", 3.0, 2048.0, method).result
+    assert policy.interval == 3 and policy.interval_min is None
+    _, stats = cached(load(), QUICK, policy, steps=10)
+    assert "B" in stats.decisions and stats.note == "" and not stats.warnings
+
+
+def test_the_node_says_what_cannot_be_profiled():
+    scene = replace(QUICK, kind="text")
+    with pytest.raises(ValueError, match="mask"):
+        nodes()["HetCacheProfileModel"].execute(
+            load(vace_layers=0), scene.conds()[0], {"samples": scene.latent}, "x", 1, 0.5, 0
+        )

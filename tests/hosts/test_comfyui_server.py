@@ -44,6 +44,10 @@ NODES = {  # id: category, required inputs, optional inputs, outputs
         "model/patch/wan", "before after mask gain", "ring",
         {"frames": "IMAGE", "difference": "IMAGE", "report": "STRING", "json": "STRING"},
     ),
+    "HetCacheProfileModel": (
+        "model/patch/wan", "model positive latent name steps reused_share seed", "mask",
+        {"file": "STRING", "picture": "IMAGE"},
+    ),
     "HetCacheDemoModel": (
         "model/loaders", "colour shape", "",
         {"model": "MODEL", "vae": "VAE", "positive": "CONDITIONING", "negative": "CONDITIONING", "video": "IMAGE",
@@ -158,7 +162,7 @@ def test_a_node_shows_its_schema(nodes, name):
     for part in ("required", "optional"):
         for input_, (_, options) in node["input"].get(part, {}).items():
             assert options.get("tooltip"), f"{input_} has no tooltip"
-    assert node["output_node"] == (name in ("HetCacheStats", "HetCacheCompare"))
+    assert node["output_node"] == (name in ("HetCacheStats", "HetCacheCompare", "HetCacheProfileModel"))
 
 
 def test_the_words_in_every_language_are_those_of_the_nodes(server, nodes):

@@ -179,3 +179,39 @@ def test_group_offloading_forbids_leaving_blocks_out(vace, policy):
     finally:
         vace.blocks[1]._diffusers_hook.remove_hook("group_offloading", recurse=False)
         del vace.blocks[1]._diffusers_hook, vace.blocks[1].forward
+
+
+# ---- profiling
+
+
+def test_a_model_is_profiled_by_a_run_that_stays_exact(vace, tmp_path):
+    scheduler, results = FlowMatchEulerDiscreteScheduler(shift=5.0), []
+    profile = host.profile_blocks(
+        vace, lambda: results.append(sample(vace, scheduler, steps=2, controls=control())), "small",
+        scheduler=scheduler, share=0.5,
+    )  # fmt: skip
+    assert torch.equal(results[0], sample(vace, steps=2, controls=control()))
+    assert len(profile.scores) == 4 and len(profile.background) == 2 and len(profile.weights) == 4
+    (tmp_path / "mine.json").write_text(profile.to_json())
+    policy = CachePolicy(method="profilingdit", interval=2, block_profile=str(tmp_path / "mine.json"))
+    _, stats = cached(vace, policy, controls=control(), steps=8)
+    assert "B" in stats.decisions and not stats.note and not stats.warnings
+    other = randomised(WanVACETransformer3DModel(**SMALL, num_layers=4, vace_layers=[0, 2], vace_in_channels=96))
+    torch.nn.init.normal_(other.blocks[0].scale_shift_table, generator=torch.Generator().manual_seed(9))
+    assert "other weights" in cached(other, policy, controls=control(), steps=8)[1].note
+
+
+def test_scores_are_those_of_the_main_blocks(vace):
+    """diffusers calls all VACE blocks first."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    with host.apply(vace, CachePolicy(method="profile"), scheduler=scheduler) as handle:
+        sample(vace, scheduler, steps=1, controls=control(), cfg=1)
+        scores = handle.stats.block_scores
+        assert scores.setup.main_layers == (2, 3, 4, 5) and scores._seen == [1, 1, 1, 1]
+
+
+def test_what_cannot_be_profiled_says_why():
+    plain = randomised(WanTransformer3DModel(**SMALL, num_layers=2))
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    with pytest.raises(ValueError, match="there is no mask"):
+        host.profile_blocks(plain, lambda: sample(plain, scheduler, steps=1), "plain", scheduler=scheduler)

@@ -1,0 +1,99 @@
+"""What the layers of a model ask of the run under way, while the model computes."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from torch import Tensor
+
+from .attention import Attend
+from .blocks import Block, BlockCache
+from .forecast import Forecast
+from .partial import Partials
+from .stats import RunStats
+
+
+class Routing:
+    """The part of an engine that self-attention and main blocks pass through; hosts ask it first whether they must.
+
+    Trouble here never reaches the model: what could not be kept or measured is given up, with the reason.
+    """
+
+    stats: RunStats
+    streams: tuple[Hashable, ...]
+    partials: Partials | None
+    blocks: BlockCache | None
+    closed: bool
+    _forecasts: dict[Hashable, Forecast]
+
+    def give_up_partials(self, text: str) -> None:
+        raise NotImplementedError
+
+    def give_up_blocks(self, text: str) -> None:
+        raise NotImplementedError
+
+    def give_up_profiling(self, text: str) -> None:
+        raise NotImplementedError
+
+    def self_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
+        """Self-attention of one layer, through the context memory where this evaluation calls for it.
+
+        Args:
+            layer: index in call order, main and VACE blocks alike.
+            query, key, value: ``[B, tokens, heads, head_dim]``, normed and rotated.
+            attend: the host's attention; called with the keys to attend to and their weights or None.
+        """
+        mode = self.partials.mode if self.partials else "idle"
+        if self.watches_blocks:
+            try:
+                self.stats.block_scores.look(layer, query, key)
+            except Exception as error:  # measuring must not end what is measured
+                self.give_up_profiling(f"the attention of layer {layer} could not be measured ({named(error)})")
+        if mode == "join":
+            return self.partials.join(layer, self.streams, query, key, value, attend)
+        if mode == "capture":
+            try:
+                first = self.streams[0] == next(iter(self._forecasts), self.streams[0])
+                self.partials.capture(layer, self.streams, first, query, key, value)
+            except Exception as error:  # the generation itself does not need what could not be kept
+                self.give_up_partials(f"context could not be remembered ({named(error)})")
+        return attend(query, key, value, None)
+
+    def block(self, index: int, hidden: Tensor, compute: Block) -> Tensor:
+        """One main block, through the kept deltas where this evaluation calls for it.
+
+        Args:
+            index: of the main block.
+            hidden: what goes in, ``[B, tokens, dim]``.
+            compute: the host's block: what goes in -> what comes out.
+        """
+        mode = self.blocks.mode if self.blocks else "idle"
+        if mode == "apply":
+            return self.blocks.apply(index, self.streams, hidden, compute)
+        output = compute(hidden)
+        if mode == "capture":
+            try:
+                self.blocks.capture(index, self.streams, hidden, output)
+            except Exception as error:  # the generation itself does not need what could not be kept
+                self.give_up_blocks(f"block deltas could not be kept ({named(error)})")
+        return output
+
+    @property
+    def routes_blocks(self) -> bool:
+        """Whether this call's main blocks must pass through :meth:`block`."""
+        return self.blocks is not None and self.blocks.mode != "idle"
+
+    @property
+    def routes_attention(self) -> bool:
+        """Whether this call's self-attention must pass through :meth:`self_attention`."""
+        return self.watches_blocks or (self.partials is not None and self.partials.mode != "idle")
+
+    @property
+    def watches_blocks(self) -> bool:
+        """Whether this run measures what the main blocks look at."""
+        return self.stats.block_scores is not None and not self.closed
+
+
+def named(error: Exception) -> str:
+    """An error with its kind, for a reason."""
+    return f"{type(error).__name__}: {error}"
