@@ -80,10 +80,13 @@ class BlockCache:
     Args:
         split: which blocks are background.
         streams: most streams kept; the budget was reckoned for so many, and a later one goes without.
+        sample: a few tokens ``[S]`` whose deltas are compared from capture to capture, or None.
     """
 
-    def __init__(self, split: BlockSplit, streams: int = 2):
+    def __init__(self, split: BlockSplit, streams: int = 2, sample: Tensor | None = None):
         self.split, self.streams = split, streams
+        self._sample = sample
+        self._sampled: dict[tuple[Hashable, tuple[int, int]], Tensor] = {}
         self.mode = "idle"  # or capture (on full evaluations), or apply (where the background is reused)
         self._run = {i: run for run in split.runs for i in range(run[0], run[1] + 1)}
         self._deltas: dict[Hashable, dict[tuple[int, int], Tensor]] = {}
@@ -92,11 +95,22 @@ class BlockCache:
     @property
     def bytes(self) -> int:
         """Bytes held."""
-        return sum(d.numel() * d.element_size() for kept in self._deltas.values() for d in kept.values())
+        kept = [*self._sampled.values(), *(delta for deltas in self._deltas.values() for delta in deltas.values())]
+        return sum(delta.numel() * delta.element_size() for delta in kept)
 
     def has(self, streams: tuple[Hashable, ...]) -> bool:
         """Whether the deltas of all these streams are complete."""
         return all(self._next.get(stream) == len(self.split.background) for stream in streams)
+
+    def change(self, stream: Hashable) -> float | None:
+        """Relative L1 change of a stream's deltas since this was asked last, mean over runs; None the first time."""
+        changes = []
+        for run, delta in self._deltas.get(stream, {}).items() if self._sample is not None else ():
+            new, old = delta[:, self._sample].float(), self._sampled.get((stream, run))
+            self._sampled[stream, run] = new
+            if old is not None:
+                changes.append((new - old).abs().sum() / old.abs().sum().clamp_min(1e-12))
+        return float(torch.stack(changes).mean()) if changes else None
 
     def clear(self) -> None:
         """Let everything go."""
@@ -106,6 +120,7 @@ class BlockCache:
     def close(self) -> None:
         """Let everything go, in the middle of an evaluation too."""
         self.clear()
+        self._sampled.clear()
         self.mode = "idle"
 
     def begin(self, streams: tuple[Hashable, ...]) -> None:

@@ -40,19 +40,27 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Costs:
-    """Cost of a partial evaluation, of a reuse and of one that reuses its background blocks, in full evaluations."""
+    """Cost of a partial evaluation, a reuse, and one that reuses background blocks or guidance, in full evaluations."""
 
     partial: float
     reuse: float = 0.003
     blocks: float = 1.0
+    guidance: float = 1.0
 
     def __post_init__(self):
-        if not 0 < self.partial or not 0 <= self.reuse or not 0 < self.blocks:
+        if not 0 < self.partial or not 0 <= self.reuse or not 0 < self.blocks or not 0 < self.guidance:
             raise ValueError(f"costs must be positive, got {self}")
 
     @classmethod
     def of(
-        cls, shape: ModelShape, tokens: int, selected: int, keys: int, overhead: float = 0.02, background: int = 0
+        cls,
+        shape: ModelShape,
+        tokens: int,
+        selected: int,
+        keys: int,
+        overhead: float = 0.02,
+        background: int = 0,
+        streams: int = 1,
     ) -> Costs:
         """Costs of a run.
 
@@ -60,9 +68,11 @@ class Costs:
             tokens: of the full grid. selected: computed on a partial evaluation. keys: those it attends to.
             overhead: of a partial evaluation beyond its arithmetic, in full evaluations.
             background: main blocks that are reused where blocks are; the VACE branch is always computed.
+            streams: of an evaluation; where guidance is reused, one of them is computed.
         """
         full = shape.flops(tokens, tokens)
         return cls(
             partial=overhead + shape.flops(selected, keys) / full,
             blocks=1 - background * shape.block_flops(tokens, tokens) / full,
+            guidance=1.0 if streams == 1 else 1 / streams + cls.reuse,
         )

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from .block_scores import BlockScores
 from .blocks import BlockCache
-from .forecast import Forecast, Forecasts
+from .forecasts import Forecasts
+from .guidance import Streams
 from .memory import NO_MEMORY
 from .methods import Method, Planned
 from .packing import to_patches, unpack
 from .partial import Partials
-from .plan import BLOCKS, FULL, PARTIAL, REUSE, Plan
+from .plan import BLOCKS, FULL, GUIDANCE, PARTIAL, REUSE, Plan
 from .policy import CachePolicy
 from .prepare import prepare
 from .routing import Routing, named
@@ -29,8 +30,7 @@ from .stats import RunStats, Stopwatch
 
 log = logging.getLogger("hetcache")
 
-Streams = tuple[Hashable, ...]
-Compute = Callable[["Tensor | None"], Tensor]
+Compute = Callable[..., Tensor]  # see Engine.evaluate
 
 
 class Engine(Routing):
@@ -49,10 +49,10 @@ class Engine(Routing):
         self.partials: Partials | None = None
         self.blocks: BlockCache | None = None
         self.closed = False
-        self._forecasts: dict[Hashable, Forecast] = {}
+        self._forecasts: Forecasts | None = None
         self._evaluation = -1
         self._decision, self._reason, self._after_end = FULL, "", "after the end"
-        self._off = {PARTIAL: setup.no_partials, BLOCKS: setup.no_blocks}  # decisions no more made, and why
+        self._off = {PARTIAL: setup.no_partials, BLOCKS: setup.no_blocks, GUIDANCE: ""}  # no more done, and why
         reason = why_full(policy, setup)
         self.exact = bool(reason)
         if reason:
@@ -82,6 +82,9 @@ class Engine(Routing):
             policy.forecast_damping,
             setup.classes.generative.nonzero().flatten(),
             policy.forecast_quantity or ("x0" if setup.stochastic else "v"),
+            watch=self.method.watches,
+            differences=self.method.expects(GUIDANCE, -1),
+            conditional=setup.conditional,
         )
         if self.blocks is None:
             self._off[BLOCKS] = parts.note or "no blocks are reused"
@@ -99,8 +102,8 @@ class Engine(Routing):
             evaluation: index in the schedule; the decision is made once for all calls of an evaluation.
             streams: keys of this call's streams; the batch is their rows in equal chunks.
             sample: the noisy latent the prediction belongs to, ``[B, C, T, H, W]``, H and W even.
-            compute: runs the model: ``None`` -> prediction ``[B, C, T, H, W]``; a selection ``[N]`` -> packed
-                prediction ``[B, C, 1, 2, 2N]``.
+            compute: runs the model: ``compute(None)`` -> prediction ``[B, C, T, H, W]``; with a selection ``[N]`` ->
+                packed prediction ``[B, C, 1, 2, 2N]``; ``compute(None, i)`` -> prediction of ``streams[i]`` alone.
 
         Returns:
             The prediction ``[B, C, T, H, W]`` in the model's dtype.
@@ -120,6 +123,8 @@ class Engine(Routing):
             output, reason = self._partial(sample, compute)
         elif decision == BLOCKS:
             output, reason = self._with_blocks_reused(sample, compute)
+        elif decision == GUIDANCE:
+            output, reason = self._with_guidance_reused(sample, compute)
         if output is None:
             decision, output = FULL, self._full(sample, compute)
         computed = (
@@ -128,14 +133,15 @@ class Engine(Routing):
         held, kept, deltas = (s.bytes if s else 0 for s in (self.partials, self._forecasts, self.blocks))
         self.stats.add(evaluation, self._sigma, decision, reason, computed, watch, held, kept, deltas)
         self._served.update(streams)
-        if evaluation >= self.setup.evaluations - 1 and self._served >= self._forecasts.keys():
+        if evaluation >= self.setup.evaluations - 1 and self._served.issuperset(self._forecasts or ()):
             self.close()
         return output
 
     def close(self) -> None:
         """Free everything but the statistics. Safe to call twice; calls that still come are computed in full."""
         self.closed = True
-        self._forecasts.clear()
+        if self._forecasts:
+            self._forecasts.clear()
         for store in (self.partials, self.blocks, self.method):
             if store:
                 store.close()
@@ -162,6 +168,7 @@ class Engine(Routing):
             self._decision, self._reason = FULL, self._off[self._decision]
         if self.partials:
             self.partials.selection = None
+            self._forecasts.begin()
         for kind, store in ((PARTIAL, self.partials), (BLOCKS, self.blocks)):
             if store and self._decision != kind and not self._expects(kind, evaluation):
                 store.clear()
@@ -189,6 +196,10 @@ class Engine(Routing):
     def give_up_blocks(self, text: str) -> None:
         """The same for evaluations that reuse blocks."""
         self._give_up(BLOCKS, self.blocks, text)
+
+    def give_up_guidance(self, text: str) -> None:
+        """The same for evaluations that reuse guidance."""
+        self._give_up(GUIDANCE, None, text)
 
     def give_up_profiling(self, text: str) -> None:
         """What the blocks look at is not measured in this run; `text` says why."""
@@ -230,6 +241,10 @@ class Engine(Routing):
             output = compute(None)
         if self._evaluation < self.setup.evaluations - 1:
             self._record(sample, to_patches(output).float(), None)
+            watched = self._forecasts.watched
+            change = self.blocks.change(watched) if self.blocks and watched in self.streams else None
+            if change is not None:
+                self.method.observe_blocks(self._evaluation, change)
         return output
 
     def _partial(self, sample: Tensor, compute: Compute) -> tuple[Tensor | None, str]:
@@ -273,6 +288,25 @@ class Engine(Routing):
             self.give_up_blocks(trouble)
         return output, trouble or self._reason
 
+    def _with_guidance_reused(self, sample: Tensor, compute: Compute) -> tuple[Tensor | None, str]:
+        """The prediction and why it was made, or None and why it could not be."""
+        why_not = self._forecasts.guidance.why_not(self.streams)
+        if why_not:
+            return None, why_not
+        position = self.setup.position(self._evaluation)
+
+        def act() -> Tensor | None:
+            output = self._forecasts.guided(self.streams, sample, compute, position, self._sigma)
+            if not torch.isfinite(output).all():
+                return None
+            self._observe(to_patches(output).float(), None)
+            return output
+
+        output, trouble = self._attempt(act, "an evaluation with reused guidance")
+        if trouble:
+            self.give_up_guidance(trouble)
+        return output, trouble or self._reason
+
     def _attempt(self, act: Callable[[], Tensor | None], name: str) -> tuple[Tensor | None, str]:
         """Do what a model may object to; None and what went wrong where it does, or where the outcome is not finite."""
         try:
@@ -296,11 +330,20 @@ class Engine(Routing):
 
     def _record(self, sample: Tensor, patches: Tensor, selection: Tensor | None) -> None:
         position = self.setup.position(self._evaluation)
-        self._forecasts.record(self.streams, sample, patches, selection, position, self._sigma)
-        if self.streams[0] == next(iter(self._forecasts)):
-            generative = self.setup.classes.generative
-            generative = generative if selection is None else generative[selection]
-            self.method.observe(self._evaluation, patches.chunk(len(self.streams))[0], generative)
+        renewed = self._forecasts.record(self.streams, sample, patches, selection, position, self._sigma)
+        self._observe(patches, selection)
+        if renewed and self._forecasts.guidance.seen:
+            self.method.observe_guidance(self._evaluation, self._forecasts.guidance.seen)
+
+    def _observe(self, patches: Tensor, selection: Tensor | None) -> None:
+        """Tell the method what this call says of the stream that is watched."""
+        watched = self._forecasts.watched
+        if watched not in self.streams:
+            return
+        rows, generative = patches.chunk(len(self.streams))[self.streams.index(watched)], self.setup.classes.generative
+        self.method.observe(self._evaluation, rows, generative if selection is None else generative[selection])
+        if self._forecasts[watched].seen:
+            self.method.observe_forecast(self._evaluation, self._forecasts[watched].seen)
 
     def _forecast(self, sample: Tensor) -> Tensor:
         position = self.setup.position(self._evaluation)

@@ -8,14 +8,29 @@ those at the same sigma (both stages of Heun) share one.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .packing import from_patches, to_patches
-
 DECAY = 0.5
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one computed evaluation showed of a history.
+
+    Args:
+        gap: evaluations since the last computed one.
+        change: of the fitted tokens since then, relative L1 distance.
+        miss: of the forecast they would have got, RMS over their RMS.
+        drift: RMS change of the other tokens per evaluation over their RMS; None where only some were computed.
+    """
+
+    gap: float
+    change: float
+    miss: float
+    drift: float | None = None
 
 
 class Forecast:
@@ -25,17 +40,19 @@ class Forecast:
         order: 0 holds the last prediction, 1 extrapolates it.
         damping: fixed factor on the slope, or None to fit it.
         fit_on: sorted indices ``[G]`` of the tokens the fit looks at (generative ones).
+        watch: whether to note at every record what it showed (:attr:`seen`).
     """
 
-    def __init__(self, order: int, damping: float | None, fit_on: Tensor):
+    def __init__(self, order: int, damping: float | None, fit_on: Tensor, watch: bool = False):
         self.order = order
         self._fixed = damping
-        self._fit_on = fit_on
+        self._fit_on, self._watch = fit_on, watch
         self._last: Tensor | None = None
         self._slope: Tensor | None = None
         self._records = 0
         self._fit = (0.0, 0.0)
         self.computed_at: Tensor | None = None
+        self.seen: Seen | None = None  # by the last record, from the second on
 
     @property
     def ready(self) -> bool:
@@ -75,6 +92,8 @@ class Forecast:
             return
         every = slice(None)
         rows = every if selection is None else selection
+        if self._watch:
+            self.seen = self._look(position, patches, selection)
         if self.order:
             age, slope = position - self.computed_at[rows], self._slope[:, :, rows]
             change = patches - self._last[:, :, rows]
@@ -93,67 +112,41 @@ class Forecast:
         ahead = (position - self.computed_at) * self.damping
         return torch.addcmul(self._last, self._slope, ahead[:, None, None])
 
+    def _fitted(self, selection: Tensor | None) -> Tensor:
+        """Places of the fitted tokens among those computed."""
+        if selection is None:
+            return self._fit_on
+        return torch.searchsorted(selection, self._fit_on).clamp_max(len(selection) - 1)
+
+    def _look(self, position: float, patches: Tensor, selection: Tensor | None) -> Seen | None:
+        """Compare what comes with what was forecast; one wait for the device."""
+        tokens, new = self._fit_on, patches[:, :, self._fitted(selection)]
+        old, age = self._last[:, :, tokens], (position - self.computed_at)[:, None, None]
+        ahead = 0.0 if not self.order else self._slope[:, :, tokens] * age[tokens] * self.damping
+        size = new.square().mean().sqrt().clamp_min(1e-12)
+        seen = [
+            age[tokens].mean(),
+            (new - old).abs().sum() / old.abs().sum().clamp_min(1e-12),
+            (new - old - ahead).square().mean().sqrt() / size,
+        ]
+        if selection is None and patches.shape[2] > len(tokens):
+            rate = ((patches - self._last) / age.clamp_min(1)).square()
+            others = (x.sum() - x[:, :, tokens].sum() for x in (rate, patches.square()))
+            moved, whole = others
+            seen.append((moved.clamp_min(0) / whole.clamp_min(1e-12)).sqrt())
+        seen = torch.stack(seen).tolist()
+        return Seen(*seen) if seen[0] > 0 else None
+
     def _observe(self, change: Tensor, slope: Tensor, age: Tensor, selection: Tensor | None) -> None:
         """Least squares of ``change ~ damping * age * slope`` on the fitted tokens, older evidence fading."""
         if self._fixed is not None:
             return
-        if selection is None:
-            rows = self._fit_on
-        else:
-            rows = torch.searchsorted(selection, self._fit_on).clamp_max(len(selection) - 1)
+        rows = self._fitted(selection)
         foreseen = slope[:, :, rows] * age[rows][:, None, None]
         dot = (change[:, :, rows] * foreseen).sum()
         norm = foreseen.square().sum()
         # one step ahead says little about longer ones; a forecast far ahead counts by its own size already
         self._fit = (self._fit[0] * DECAY + dot, self._fit[1] * DECAY + norm)
-
-
-class Forecasts(dict[Hashable, Forecast]):
-    """Histories of all streams of a run, in the order they were first seen.
-
-    Args:
-        order, damping, fit_on: as :class:`Forecast` takes them.
-        quantity: what is forecast: ``v`` (the prediction itself) or ``x0``.
-    """
-
-    def __init__(self, order: int, damping: float | None, fit_on: Tensor, quantity: str = "v"):
-        super().__init__()
-        self._settings, self._quantity = (order, damping, fit_on), quantity
-
-    @property
-    def bytes(self) -> int:
-        """Bytes held."""
-        return sum(forecast.bytes for forecast in self.values())
-
-    def record(
-        self, streams: tuple[Hashable, ...], sample: Tensor, patches: Tensor, selection: Tensor | None,
-        position: float, sigma: float,
-    ) -> None:  # fmt: skip
-        """Take in one call's prediction.
-
-        Args:
-            streams: of the call; the batch is their rows in equal chunks.
-            sample: the noisy latent, ``[B, C, T, H, W]``.
-            patches: the prediction, ``[B, C, N, 2, 2]`` in float32.
-            selection: the N tokens computed (sorted indices), None for all.
-            position, sigma: of the evaluation.
-        """
-        if self._quantity == "x0":
-            noisy = to_patches(sample[:, : patches.shape[1]]).float()
-            noisy = noisy if selection is None else noisy.index_select(2, selection)
-            patches = to_x0(patches, noisy, sigma)
-        for stream, rows in zip(streams, patches.chunk(len(streams)), strict=True):
-            if stream not in self:
-                self[stream] = Forecast(*self._settings)
-            self[stream].record(position, rows, selection)
-
-    def predict(self, streams: tuple[Hashable, ...], sample: Tensor, position: float, sigma: float) -> Tensor:
-        """Forecast of a call's prediction, ``[B, C, T, H, W]`` in the sample's dtype."""
-        predictions = torch.cat([self[stream].predict(position) for stream in streams])
-        prediction = from_patches(predictions, *sample.shape[-3:])
-        if self._quantity == "x0":
-            prediction = to_v(prediction, sample[:, : prediction.shape[1]].float(), sigma)
-        return prediction.to(sample.dtype)
 
 
 def to_x0(prediction: Tensor, sample: Tensor, sigma: float) -> Tensor:

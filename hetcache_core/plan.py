@@ -25,8 +25,8 @@ from .costs import Costs
 from .policy import FEW_STEPS, CachePolicy
 from .profile import ErrorProfile
 
-FULL, PARTIAL, REUSE, BLOCKS = "F", "P", "R", "B"
-NAMES = {FULL: "full", BLOCKS: "blocks", PARTIAL: "partial", REUSE: "reuse"}  # dearest first
+FULL, PARTIAL, REUSE, BLOCKS, GUIDANCE = "F", "P", "R", "B", "G"
+NAMES = {FULL: "full", BLOCKS: "blocks", GUIDANCE: "guidance", PARTIAL: "partial", REUSE: "reuse"}  # dearest first
 MOST_IMPROVEMENTS = 30  # rounds of local search; it settles in fewer, this bounds very long schedules
 SEAM = 1.26  # 2 dB: what a cool-down may add to the predicted error, which knows nothing of the seam it mends
 SLACK = 1.01  # decisions come in lumps: a plan may miss its budget by this much rather than waste most of an evaluation
@@ -74,7 +74,7 @@ class Plan:
     """A planned sampling run.
 
     Args:
-        decisions: one letter an evaluation: F(ull), P(artial), R(euse), B (background blocks reused).
+        decisions: one letter an evaluation: F(ull), P(artial), R(euse); B and G reuse background blocks, guidance.
         predicted_speed: full evaluations' cost over this plan's.
         predicted_error: the model's sum, relative to the prediction's size; compares plans, promises no PSNR.
         note: why the target was missed, in plain words, or empty.
@@ -110,7 +110,7 @@ class Plan:
 
 def prices(costs: Costs) -> dict[str, float]:
     """What each kind of evaluation costs, in full ones."""
-    return {FULL: 1.0, PARTIAL: costs.partial, REUSE: costs.reuse, BLOCKS: costs.blocks}
+    return {FULL: 1.0, PARTIAL: costs.partial, REUSE: costs.reuse, BLOCKS: costs.blocks, GUIDANCE: costs.guidance}
 
 
 def plan(sigmas: Sequence[float], costs: Costs, speed: float, rules: Rules, profile: ErrorProfile) -> Plan:

@@ -11,7 +11,7 @@ from typing import Any
 from .context import SAMPLING
 from .semantic import MODES
 
-METHODS = ("plan", "hetcache", "profilingdit", "measure", "profile", "off")
+METHODS = ("plan", "hetcache", "profilingdit", "mixcache", "measure", "profile", "off")
 FEW_STEPS = 8
 
 
@@ -24,7 +24,8 @@ class CachePolicy:
         memory_budget_mb: most megabytes (2**20 bytes) the context memory may hold; 0 remembers nothing.
         method: ``plan`` reaches ``speed`` by planning every evaluation beforehand; ``hetcache`` decides online by
             the paper's thresholds and takes no target; ``profilingdit`` reuses background blocks at intervals, as its
-            paper does, and takes no target either; ``off`` computes everything, and so does ``measure``, which
+            paper does, and takes no target either; ``mixcache`` chooses online whether to reuse predictions,
+            guidance or blocks; ``off`` computes everything, and so does ``measure``, which
             also records how the predictions change (:meth:`hetcache_core.stats.RunStats.profile`), and ``profile``,
             which records what the blocks look at (:attr:`hetcache_core.stats.RunStats.block_scores`).
 
@@ -34,7 +35,7 @@ class CachePolicy:
         max_reuse: most reuse evaluations in a row. 0 forbids reuse, the default at 8 evaluations and fewer.
         refresh: most evaluations from one full evaluation to the next.
         schedule: the decisions themselves, a letter an evaluation (``FFRPRF``: full, reuse, partial; B reuses the
-            background blocks), instead of a plan; evaluations beyond it are full.
+            background blocks, G guidance), instead of a plan; evaluations beyond it are full.
         partials: whether partial evaluations are allowed.
         margin_space, margin_time: rings of margin tokens (16 pixels each) and margin latent frames.
         context_share: share of the context each partial evaluation computes again; less at higher speeds when None.
@@ -47,6 +48,9 @@ class CachePolicy:
         forecast_damping: factor on the slope, 0 to 1; fitted online when None.
         forecast_quantity: ``v`` or ``x0``; x0 for stochastic samplers when None.
         threshold: HetCache's D, accumulated relative change up to which an evaluation is reused: higher = faster.
+        trigger: MixCache caches where predictions change by less than this from one evaluation to the next.
+        deviation: MixCache's upper quality bound: where what it reuses misses by more, it caches fewer evaluations in a
+            row, by less than a third of it, more. Higher = faster.
         partial_factor: up to ``threshold * partial_factor`` it is partial (paper: 1.5), beyond it is full.
         block_profile: which blocks ProfilingDiT reuses: a shipped block profile's name, a JSON file, or ``auto`` (by
             the model's shape).
@@ -81,6 +85,8 @@ class CachePolicy:
     forecast_damping: float | None = None
     forecast_quantity: str | None = None
     threshold: float = 0.10
+    trigger: float = 0.10
+    deviation: float = 0.10
     partial_factor: float = 1.5
     block_profile: str = "auto"
     interval: int = 6
@@ -107,8 +113,8 @@ class CachePolicy:
             if not any(value is a or (isinstance(value, str) and value == a) for a in allowed):
                 raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
 
-        if not re.fullmatch("(F[FPRB]*)?", self.schedule):
-            raise ValueError(f"schedule must start with F and hold only F, P, R and B, got {self.schedule!r}")
+        if not re.fullmatch("(F[FPRBG]*)?", self.schedule):
+            raise ValueError(f"schedule must start with F and hold only F, P, R, B and G, got {self.schedule!r}")
         if self.interval_min is not None and self.interval_min > self.interval:
             raise ValueError(f"interval_min must be at most the interval, {self.interval}, got {self.interval_min!r}")
         if self.schedule and self.method != "plan":
@@ -165,6 +171,8 @@ _RANGES = (
     ("forecast_order", 0, 1),
     ("forecast_damping", 0.0, 1.0),
     ("threshold", 0.0, 100.0),
+    ("trigger", 0.0, 100.0),
+    ("deviation", 0.0, 100.0),
     ("partial_factor", 1.0, 10.0),
     ("interval", 1, 100),
     ("interval_min", 1, 100),

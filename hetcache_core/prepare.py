@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from .block_profile import split_for
 from .blocks import BlockCache, delta_bytes, fitting
-from .context import ContextSampler, RememberedContext, remember
+from .context import ContextSampler, RememberedContext, even_positions, remember
 from .costs import Costs
 from .memory import ContextMemory, MemoryTier
 from .methods import Method, Planned
 from .methods.hetcache import HetCache
+from .methods.mixcache import MixCache
 from .methods.profilingdit import timeline
 from .partial import Partials
 from .plan import BLOCKS, PARTIAL, Plan, Rules, plan
@@ -18,6 +19,8 @@ from .policy import CachePolicy
 from .profile import ErrorProfile
 from .semantic import MODES, SemanticSampler
 from .setup import RunSetup, choose_tier, tier_bytes
+
+SAMPLE = 64  # tokens whose block deltas are compared
 
 
 @dataclass
@@ -57,7 +60,7 @@ def prepare(policy: CachePolicy, setup: RunSetup) -> Prepared:
     selected = len(classes.edited) + sampler.count
     keys = len(classes.edited) + len(remembered.indices) if tier.share else selected
     background = len(blocks.split.background) if blocks else 0
-    costs = Costs.of(shape, setup.grid.size, selected, keys, profile.overhead, background)
+    costs = Costs.of(shape, setup.grid.size, selected, keys, profile.overhead, background, setup.streams)
     partials = policy.partials and not setup.no_partials and costs.partial < 0.95
     rules = Rules.of(policy, profile, setup.evaluations, partials)
     method, planned = _method(policy, setup, costs, rules, profile)
@@ -86,6 +89,8 @@ def _method(
     evaluations = setup.evaluations
     if policy.method == "hetcache":
         return HetCache(policy.threshold, policy.partial_factor, evaluations, rules), None
+    if policy.method == "mixcache":
+        return MixCache(policy.trigger, policy.deviation, evaluations, rules, profile.impacts), None
     if policy.method == "profilingdit":
         decisions = timeline(evaluations, policy.interval, policy.interval_min, policy.warmup, policy.cooldown or 0)
         planned = Plan.given(decisions, evaluations, costs)
@@ -115,7 +120,7 @@ def _sampler(
 
 def _blocks(policy: CachePolicy, setup: RunSetup) -> tuple[BlockCache | None, int, str]:
     """Where deltas will be kept, the bytes they will take, and what should be known about them."""
-    if policy.method != "profilingdit" and BLOCKS not in policy.schedule:
+    if policy.method not in ("profilingdit", "mixcache") and BLOCKS not in policy.schedule:
         return None, 0, ""
     if setup.no_blocks:
         return None, 0, setup.no_blocks
@@ -126,4 +131,8 @@ def _blocks(policy: CachePolicy, setup: RunSetup) -> tuple[BlockCache | None, in
     notes = "; ".join(text for text in (source, short, empty) if text)
     if short and not split.background:
         return None, 0, notes
-    return BlockCache(split, setup.streams), delta_bytes(split, *size), notes
+    sample = None
+    if policy.method == "mixcache":  # which weighs blocks by their change in the edit
+        edit = setup.classes.generative.nonzero().flatten()
+        sample = edit[even_positions(len(edit), min(SAMPLE, len(edit)), device=edit.device)]
+    return BlockCache(split, setup.streams, sample), delta_bytes(split, *size), notes

@@ -18,6 +18,7 @@ import numpy as np
 from .costs import ModelShape
 
 CURVES = ("first", "second", "context_first", "context_second", "weight")
+IMPACTS = ("R", "G", "B")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class ErrorProfile:
         spill: share of the context's forecast error that reaches generative tokens.
         overhead: cost of a partial evaluation beyond its share of a full one's arithmetic, in full evaluations.
         warmup: share of the evaluations that are full at the start. cooldown: number of full ones at the end.
+        impact: MixCache's I: final error per relative error of what is reused, of a step's prediction, of guidance and
+            of blocks' deltas (:mod:`benchmarks.impact` measures it).
         model: ``(dim, layers, ffn, vace_layers)`` of the model it belongs to, or None for any.
         source: how it was obtained.
     """
@@ -54,6 +57,7 @@ class ErrorProfile:
     overhead: float = 0.02
     warmup: float = 0.15
     cooldown: int = 2
+    impact: tuple[float, float, float] = (1.0, 0.2, 1.0)
     model: tuple[int, int, int, int] | None = None
     source: str = ""
 
@@ -65,6 +69,9 @@ class ErrorProfile:
             object.__setattr__(self, name, values)
         if list(self.sigmas) != sorted(set(self.sigmas), reverse=True):
             raise ValueError("profile field sigmas must fall from evaluation to evaluation")
+        object.__setattr__(self, "impact", tuple(float(v) for v in self.impact))
+        if len(self.impact) != len(IMPACTS) or not all(math.isfinite(v) and v > 0 for v in self.impact):
+            raise ValueError("profile field impact needs three finite values above 0")
         if self.model is not None:
             object.__setattr__(self, "model", tuple(self.model))
         for name in ("staleness", "spill", "overhead", "warmup", "cooldown"):
@@ -85,6 +92,11 @@ class ErrorProfile:
         values = getattr(self, curve)
         order = 2 if curve.endswith("second") else 1
         return np.interp(places, np.linspace(0, count - 1, len(values)), values) * step**order
+
+    @property
+    def impacts(self) -> dict[str, float]:
+        """The impact by decision letter."""
+        return dict(zip(IMPACTS, self.impact, strict=True))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)

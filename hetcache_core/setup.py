@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from .costs import ModelShape
@@ -23,6 +24,7 @@ class RunSetup:
         itemsize: bytes of the model's dtype.
         streams: model calls of each evaluation (2 with guidance).
         rows: batch rows of each call.
+        conditional: key of the positive prompt's stream, where the host can tell.
         stochastic: whether the sampler adds noise (then x0 is forecast, not v).
         no_partials: why partial evaluations are impossible on this model, or empty.
         no_blocks: why single blocks cannot be left out on this model, or empty.
@@ -39,6 +41,7 @@ class RunSetup:
     itemsize: int = 4
     streams: int = 2
     rows: int = 1
+    conditional: Hashable = None
     stochastic: bool = False
     no_partials: str = ""
     no_blocks: str = ""

@@ -189,7 +189,8 @@ class _Run:
             self.engine.give_up(why_replaced(call.model))
         return call.x.shape[1:] == self._shape
 
-    def _compute(self, call: Call, selection: Tensor | None) -> Tensor:
+    def _compute(self, call: Call, selection: Tensor | None, stream: int | None = None) -> Tensor:
+        call = call if stream is None else call.only(stream)
         options = call.transformer_options
         if self.engine.routes_blocks:
             options = routed(self.engine, options, len(call.model.blocks))

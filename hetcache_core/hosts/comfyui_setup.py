@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.model_management
@@ -23,6 +23,7 @@ from .comfyui_masks import token_classes
 from .comfyui_schedule import EvaluationSchedule
 
 OTHER_CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}
+TENSORS = ("x", "timestep", "context", "clip_fea", "time_dim_concat")  # of a call, one row a stream and clip
 FORWARDS = ("forward", "_forward", "forward_orig")
 
 
@@ -101,6 +102,30 @@ class Call:
         pairs = zip(options.get("uuids", ()), options.get("cond_or_uncond", ()), strict=False)
         return tuple((*pair, replaced, *shape) for pair in pairs) or ((None, 0, replaced, *shape),)
 
+    @property
+    def conditional(self) -> Hashable | None:
+        """The stream of the positive prompt in the host's own guidance, where it is in this call."""
+        return next((s for s in self.streams if s[1] == 0 and s[0] is not None and not s[2]), None)
+
+    def only(self, index: int) -> Call:
+        """The call with the rows of one of its streams alone."""
+        count, batch = len(self.streams), self.x.shape[0]
+        if count == 1:
+            return self
+
+        def rows(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: rows(part) for name, part in value.items()}
+            if isinstance(value, list):
+                return [rows(part) for part in value]
+            batched = isinstance(value, Tensor) and value.ndim and value.shape[0] == batch
+            return value.chunk(count)[index] if batched else value
+
+        options = dict(self.transformer_options)
+        options.update({name: options[name][index : index + 1] for name in ("uuids", "cond_or_uncond")})
+        tensors = {name: rows(getattr(self, name)) for name in TENSORS}
+        return replace(self, transformer_options=options, extra=rows(self.extra), **tensors)
+
     def proceed(self, transformer_options: dict) -> Tensor:
         """The host's own answer."""
         return self.executor(
@@ -177,6 +202,7 @@ def read_setup(
         reason=why_replaced(model) or reason,
         itemsize=x.element_size(),
         streams=max(sampling.streams, len(call.streams)),
+        conditional=call.conditional,
         rows=x.shape[0] // len(call.streams),
         stochastic=schedule.stochastic,
         no_partials=_no_partials(call),

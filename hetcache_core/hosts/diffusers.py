@@ -250,7 +250,8 @@ class _Hook(ModelHook):
             self._let_go()
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
 
-    def _compute(self, module, call: dict, selection: Tensor | None) -> Tensor:
+    def _compute(self, module, call: dict, selection: Tensor | None, stream: int | None = None) -> Tensor:
+        # a call of diffusers is one stream, so that `stream` chooses all of it
         forward = self.fn_ref.original_forward
         if selection is None:
             return forward(**call)[0]

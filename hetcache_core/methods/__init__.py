@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from torch import Tensor
 
+from ..forecast import Seen
 from ..plan import FULL, Plan
 
 
-class Method(Protocol):
-    """Decides evaluations in order. ``decide`` may be asked once per evaluation; ``observe`` sees every prediction."""
+class Method:
+    """Decides evaluations in order. ``decide`` may be asked once per evaluation; ``observe`` sees every prediction.
+
+    ``watches``: whether it wants to know what every computed evaluation showed of the forecasts.
+    """
+
+    watches = False
 
     def decide(self, evaluation: int) -> tuple[str, str]:
         """Decision letter and the reason, in a few plain words."""
+        raise NotImplementedError
 
     def expects(self, decision: str, evaluation: int) -> bool:
         """Whether this decision may follow this evaluation before the next full one, so that what it needs (remembered
         context, blocks' deltas) is worth keeping; for evaluation -1, whether it may come at all."""
+        return False
 
     def observe(self, evaluation: int, patches: Tensor, generative: Tensor) -> None:
-        """See what was computed of the first stream, patches ``[rows, C, N, 2, 2]``; ``generative``: bool ``[N]``."""
+        """See what was computed of the watched stream, patches ``[rows, C, N, 2, 2]``; ``generative``: bool ``[N]``."""
+
+    def observe_forecast(self, evaluation: int, seen: Seen) -> None:
+        """See how that prediction differed from the last one and from its forecast."""
+
+    def observe_guidance(self, evaluation: int, seen: Seen) -> None:
+        """See the same of its difference to another stream, where both were computed."""
+
+    def observe_blocks(self, evaluation: int, change: float) -> None:
+        """See the relative change of the background blocks' deltas since they were captured before."""
 
     def close(self) -> None:
         """Let go of all tensors."""
 
 
-class Planned:
+class Planned(Method):
     """Follows a :class:`~hetcache_core.plan.Plan`."""
 
     def __init__(self, plan: Plan, reason: str = "planned"):
@@ -38,9 +53,3 @@ class Planned:
     def expects(self, decision: str, evaluation: int) -> bool:
         ahead = self.plan.decisions[evaluation + 1 :]
         return decision in (ahead if evaluation < 0 else ahead.split(FULL)[0])
-
-    def observe(self, evaluation: int, patches: Tensor, generative: Tensor) -> None:
-        """A plan is settled beforehand."""
-
-    def close(self) -> None:
-        """A plan holds no tensors."""

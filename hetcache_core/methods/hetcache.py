@@ -6,9 +6,10 @@ from torch import Tensor
 
 from ..plan import FULL, PARTIAL, REUSE, Rules
 from ..signals import relative_change
+from . import Method
 
 
-class HetCache:
+class HetCache(Method):
     """Full, partial or reuse by how far the prediction is expected to have moved since it was last computed.
 
     The paper accumulates the relative L1 change of the timestep-modulated input, which its code takes from the timestep

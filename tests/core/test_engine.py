@@ -42,7 +42,7 @@ class Model:
     def run(self, evaluation, streams=("cond",), sample=None):
         sample = torch.zeros(len(streams), 16, T, H, W) if sample is None else sample
 
-        def compute(selection):
+        def compute(selection, stream=None):
             self.calls.append((evaluation, None if selection is None else len(selection)))
             output = self.velocity(evaluation).repeat(len(streams), 1, 1, 1, 1)
             output = output if selection is None else pack(output, selection)

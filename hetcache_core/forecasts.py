@@ -1,0 +1,123 @@
+"""Everything a run keeps of its predictions: a history for each stream, and the differences between streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+from .forecast import Forecast, to_v, to_x0
+from .guidance import Guidance, Streams
+from .packing import from_patches, to_patches
+
+
+class Forecasts(dict[Hashable, Forecast]):
+    """Histories of all streams of a run, in the order they were first seen.
+
+    Args:
+        order, damping, fit_on, watch: as :class:`Forecast` takes them.
+        quantity: what is forecast: ``v`` (the prediction itself) or ``x0``.
+        differences: whether the differences between streams are kept too, for guidance to be reused.
+        conditional: the stream of the positive prompt, where it is known.
+    """
+
+    def __init__(
+        self,
+        order: int,
+        damping: float | None,
+        fit_on: Tensor,
+        quantity: str = "v",
+        watch: bool = False,
+        differences: bool = False,
+        conditional: Hashable = None,
+    ):
+        super().__init__()
+        self._settings, self._quantity, self._conditional = (order, damping, fit_on, watch), quantity, conditional
+        self.guidance = Guidance(lambda: Forecast(*self._settings), conditional) if differences else None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held."""
+        held = sum(forecast.bytes for forecast in self.values())
+        return held + (self.guidance.bytes if self.guidance else 0)
+
+    @property
+    def watched(self) -> Hashable | None:
+        """The stream whose change speaks for all: the conditional one where it is known, else the first."""
+        return self._conditional if self._conditional in self else next(iter(self), None)
+
+    def begin(self) -> None:
+        """A new evaluation."""
+        if self.guidance:
+            self.guidance.begin()
+
+    def clear(self) -> None:
+        """Let everything go."""
+        super().clear()
+        if self.guidance:
+            self.guidance.clear()
+
+    def record(
+        self, streams: Streams, sample: Tensor, patches: Tensor, selection: Tensor | None, position: float, sigma: float
+    ) -> bool:
+        """Take in one call's prediction; whether that renewed a difference between streams.
+
+        Args:
+            streams: of the call; the batch is their rows in equal chunks.
+            sample: the noisy latent, ``[B, C, T, H, W]``.
+            patches: the prediction, ``[B, C, N, 2, 2]`` in float32.
+            selection: the N tokens computed (sorted indices), None for all.
+            position, sigma: of the evaluation.
+        """
+        if self._quantity == "x0":
+            noisy = to_patches(sample[:, : patches.shape[1]]).float()
+            noisy = noisy if selection is None else noisy.index_select(2, selection)
+            patches = to_x0(patches, noisy, sigma)
+        renewed = False
+        for stream, rows in zip(streams, patches.chunk(len(streams)), strict=True):
+            if stream not in self:
+                self[stream] = Forecast(*self._settings)
+            self[stream].record(position, rows, selection)
+            if self.guidance:
+                renewed |= self.guidance.record(position, stream, rows, selection)
+        return renewed
+
+    def predict(self, streams: Streams, sample: Tensor, position: float, sigma: float) -> Tensor:
+        """Forecast of a call's prediction, ``[B, C, T, H, W]`` in the sample's dtype."""
+        rows = torch.cat([self[stream].predict(position) for stream in streams])
+        return self._to_latent(rows, sample, sigma)
+
+    def guided(
+        self, streams: Streams, sample: Tensor, compute: Callable[..., Tensor], position: float, sigma: float
+    ) -> Tensor:
+        """One call's prediction with one stream of the evaluation computed and the others derived from it.
+
+        Args:
+            streams, sample, position, sigma: as in :meth:`record`.
+            compute: ``compute(None, i)`` runs the model on ``streams[i]`` alone.
+
+        Returns:
+            ``[B, C, T, H, W]``.
+        """
+        samples, anchor, outputs = sample.chunk(len(streams)), None, []
+        if not self.guidance.computed:
+            anchor = self.guidance.anchor(streams)
+            outputs = [compute(None, anchor)]
+            patches = to_patches(outputs[0]).float()
+            if not torch.isfinite(patches).all():
+                raise ValueError("the stream computed was not finite")
+            self.record(streams[anchor : anchor + 1], samples[anchor], patches, None, position, sigma)
+        for i, stream in enumerate(streams):
+            if i == anchor:
+                continue
+            rows = self.guidance.derive(position, stream)
+            self[stream].record(position, rows)  # not computed, yet renewed by what was
+            outputs.insert(i, self._to_latent(rows, samples[i], sigma))
+        return torch.cat(outputs)
+
+    def _to_latent(self, rows: Tensor, sample: Tensor, sigma: float) -> Tensor:
+        prediction = from_patches(rows, *sample.shape[-3:])
+        if self._quantity == "x0":
+            prediction = to_v(prediction, sample[:, : prediction.shape[1]].float(), sigma)
+        return prediction.to(sample.dtype)
