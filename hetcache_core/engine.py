@@ -90,7 +90,7 @@ class Engine(Routing):
             self._off[BLOCKS] = parts.note or "no blocks are reused"
         selected = len(parts.partials.edited) + parts.partials.sampler.count
         self.stats.begin(parts.plan, parts.tier, selected, parts.note)
-        self.stats.costs = parts.costs
+        self.stats.costs, self.method.notice = parts.costs, self.stats.replan
         self.stats.planned_context_bytes, self.stats.planned_block_bytes = parts.context_bytes, parts.block_bytes
 
     # ---- one model call

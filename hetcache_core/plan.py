@@ -6,7 +6,8 @@ The predicted error of a sequence is a sum over evaluations, each weighted by ho
 * reuse, g evaluations after the last computed one, which came h after the one before: a line through those two misses a
   curve with second difference s by ``s g (g + h) / 2`` (a held prediction misses by the first difference times g);
 * partial, G evaluations after the last full one: generative tokens see context that is G evaluations old;
-* both: the context's own forecast error, a share of which spills into the edit.
+* both: the context's own forecast error, a share of which spills into the edit;
+* guidance reused, G evaluations after the last full one: its difference was forecast so far, at the profile's price.
 
 A Lagrangian dynamic programme finds sequences on the lower hull of error over cost; a local search then spends what is
 left of the budget.
@@ -41,6 +42,7 @@ class Rules:
         max_reuse: most reuse evaluations in a row.
         refresh: most evaluations from one full evaluation to the next.
         partials: whether partial evaluations are possible at all.
+        guidance: whether guidance may be reused.
         hold: whether predictions are held rather than extrapolated.
         spare_cooldown: whether the cool-down may be shortened where the target leaves too little for it.
     """
@@ -52,13 +54,20 @@ class Rules:
     partials: bool = True
     hold: bool = False
     spare_cooldown: bool = False
+    guidance: bool = False
 
     def __post_init__(self):
         if self.warmup < 1 or self.cooldown < 0 or self.max_reuse < 0 or self.refresh < 1:
             raise ValueError(f"impossible planning rules: {self}")
 
+    @property
+    def without_partials(self) -> Rules:
+        return replace(self, partials=False)
+
     @classmethod
-    def of(cls, policy: CachePolicy, profile: ErrorProfile, evaluations: int, partials: bool = True) -> Rules:
+    def of(
+        cls, policy: CachePolicy, profile: ErrorProfile, evaluations: int, partials: bool = True, streams: int = 1
+    ) -> Rules:
         """The policy's rules, with the gaps filled for this many evaluations."""
         few = evaluations <= FEW_STEPS
         warmup = policy.warmup or (1 if few else max(2, round(profile.warmup * evaluations)))
@@ -66,7 +75,8 @@ class Rules:
         max_reuse = policy.max_reuse if policy.max_reuse is not None else (0 if few else 5)
         refresh = policy.refresh or (max(evaluations, 2) if few else max(4, round(0.3 * evaluations)))
         spare = policy.cooldown is None and cooldown > 0
-        return cls(warmup, cooldown, max_reuse, refresh, partials, policy.forecast_order == 0, spare)
+        guided = streams > 1 and profile.guidance is not None
+        return cls(warmup, cooldown, max_reuse, refresh, partials, policy.forecast_order == 0, spare, guided)
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,9 @@ def prices(costs: Costs) -> dict[str, float]:
     return {FULL: 1.0, PARTIAL: costs.partial, REUSE: costs.reuse, BLOCKS: costs.blocks, GUIDANCE: costs.guidance}
 
 
-def plan(sigmas: Sequence[float], costs: Costs, speed: float, rules: Rules, profile: ErrorProfile) -> Plan:
+def plan(
+    sigmas: Sequence[float], costs: Costs, speed: float, rules: Rules, profile: ErrorProfile, done: str = ""
+) -> Plan:
     """Plan a run.
 
     Args:
@@ -122,27 +134,30 @@ def plan(sigmas: Sequence[float], costs: Costs, speed: float, rules: Rules, prof
         speed: wanted speed-up of the loop.
         rules: what the sequence must obey.
         profile: how fast predictions change.
+        done: decisions already taken, which the plan begins with.
 
     Returns:
         The least predicted error at ``speed`` or, when the rules forbid that speed, the fastest plan with a note.
     """
     sigmas = tuple(float(s) for s in sigmas)
     if not rules.spare_cooldown:
-        return _plan(sigmas, costs, float(speed), rules, profile)
+        return _plan(sigmas, costs, float(speed), rules, profile, done)
     shorter = [replace(rules, cooldown=c) for c in range(rules.cooldown, -1, -1)]
-    plans = [_plan(sigmas, costs, float(speed), r, profile) for r in shorter]
+    plans = [_plan(sigmas, costs, float(speed), r, profile, done) for r in shorter]
     reachable = [p for p in plans if not p.note] or plans[-1:]
     least = min(p.predicted_error for p in reachable)
     return next(p for p in reachable if p.predicted_error <= least * SEAM)
 
 
 @lru_cache(maxsize=64)  # a queue of prompts, or a slider that moves to and fro, asks the same again
-def _plan(sigmas: tuple[float, ...], costs: Costs, speed: float, rules: Rules, profile: ErrorProfile) -> Plan:
+def _plan(
+    sigmas: tuple[float, ...], costs: Costs, speed: float, rules: Rules, profile: ErrorProfile, done: str
+) -> Plan:
     evaluations = len(sigmas) - 1
     if speed <= 1.0 or evaluations <= rules.warmup + rules.cooldown:
         note = "" if speed <= 1.0 else f"{evaluations} evaluations are no more than warm-up and cool-down; all are full"
         return Plan.full(max(evaluations, 0), note)
-    model = _ErrorModel(sigmas, profile, costs, rules)
+    model = _ErrorModel(sigmas, profile, costs, rules, done)
     budget = evaluations / speed
     decisions, note = _cheapest_error(model, budget), ""
     cost = model.cost(decisions)
@@ -170,12 +185,14 @@ def error_terms(
 
 
 class _ErrorModel:
-    def __init__(self, sigmas: Sequence[float], profile: ErrorProfile, costs: Costs, rules: Rules):
+    def __init__(self, sigmas: Sequence[float], profile: ErrorProfile, costs: Costs, rules: Rules, done: str = ""):
+        self.done = done
         self.n, levels = len(sigmas) - 1, sigmas[:-1]
         self.weight = profile.at("weight", levels) / len(profile.sigmas)
         self.first, self.second = profile.at("first", levels), profile.at("second", levels)
         self.stale = profile.staleness * profile.at("context_first", levels)
         self.spill = profile.spill * profile.at("context_second", levels)
+        self.guided = (profile.guidance or 0.0) * self.second
         self.costs, self.rules = costs, rules
         self.price = prices(costs)
 
@@ -194,6 +211,9 @@ class _ErrorModel:
     def partial_error(self, i: int, age):
         return self.weight[i] * (self.stale[i] * age + self.spill[i] * age * age)
 
+    def guidance_error(self, i: int, age):
+        return self.weight[i] * self.guided[i] * age * (age + 1) / 2
+
     def terms(self, decisions) -> tuple[float, float, float] | None:
         """Error of a sequence by cause: forecasts, stale context, spill. None where it breaks a rule."""
         forecast = stale = spill = 0.0
@@ -205,6 +225,12 @@ class _ErrorModel:
                 continue
             if self.forced_full(i) or age >= rules.refresh:
                 return None
+            if decision == GUIDANCE:
+                if not rules.guidance:
+                    return None
+                forecast += self.guidance_error(i, age)
+                g, h = 0, g
+                continue
             spill += self.weight[i] * self.spill[i] * age * age
             if decision == PARTIAL:
                 if not rules.partials:
@@ -230,9 +256,10 @@ class _ErrorModel:
         spacing = np.arange(1, reach + 1)[None, :, None]
         age = np.arange(ages)[None, None, :]
         value = np.full((reach, reach, ages), np.inf)
-        value[0, 0, 0] = 0.0  # before evaluation 0: as if one had just been computed
+        value[self._start(value.shape)] = 0.0
         moves = []
-        for i in range(self.n):
+        for i in range(len(self.done), self.n):
+            kinds = np.full(ages, PARTIAL)
             new = np.full_like(value, np.inf)
             back = np.zeros(value.shape, dtype=np.int64)
             best_by_gap = value.min(axis=(1, 2))  # full: the new spacing is the old gap + 1, age and gap are 0
@@ -240,9 +267,14 @@ class _ErrorModel:
             back[0, :, 0] = [_flat(value, g, value[g]) for g in range(reach)]
             if not self.forced_full(i) and ages > 1:
                 older = slice(0, ages - 1)
-                if rules.partials:
-                    step = value.min(axis=1)[:, older] + self.partial_error(i, age[0, :, older] + 1)
-                    new[0, :, 1:] = step + price * self.costs.partial
+                if rules.partials or rules.guidance:
+                    older_by_one, never = np.arange(ages - 1) + 1, np.full(ages - 1, np.inf)
+                    partial = self.partial_error(i, older_by_one) + price * self.costs.partial
+                    guided = self.guidance_error(i, older_by_one) + price * self.costs.guidance
+                    partial, guided = (c if ok else never for c, ok in
+                                       ((partial, rules.partials), (guided, rules.guidance)))  # fmt: skip
+                    kinds[1:][guided < partial] = GUIDANCE
+                    new[0, :, 1:] = value.min(axis=1)[:, older] + np.minimum(partial, guided)
                     spacings = value.argmin(axis=1)[:, older]
                     back[0, :, 1:] = np.ravel_multi_index(
                         (np.arange(reach)[:, None], spacings, np.arange(ages - 1)[None, :]), value.shape
@@ -251,14 +283,23 @@ class _ErrorModel:
                     step = value[:-1, :, older] + self.reuse_error(i, gap[:-1] + 1, spacing, age[..., older] + 1)
                     new[1:, :, 1:] = step + price * self.costs.reuse
                     back[1:, :, 1:] = np.arange(value.size).reshape(value.shape)[:-1, :, older]
-            moves.append(back)
+            moves.append((back, kinds))
             value = new
         state, decisions = int(value.argmin()), []
-        for back in reversed(moves):
+        for back, kinds in reversed(moves):
             g, _, a = np.unravel_index(state, value.shape)
-            decisions.append(REUSE if g else PARTIAL if a else FULL)
+            decisions.append(REUSE if g else str(kinds[a]) if a else FULL)
             state = int(back.reshape(-1)[state])
-        return decisions[::-1]
+        return [*self.done, *decisions[::-1]]
+
+    def _start(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """Where the programme begins: (g, h - 1, age) after what is done; at first as if one had just been computed."""
+        g, h, age = 0, 1, 0
+        for decision in self.done:
+            g, age = g + 1, age + 1
+            if decision != REUSE:
+                g, h, age = 0, g, 0 if decision == FULL else age
+        return tuple(min(place, size - 1) for place, size in zip((g, h - 1, age), shape, strict=True))
 
 
 def _flat(value: np.ndarray, g: int, plane: np.ndarray) -> int:
@@ -288,10 +329,12 @@ def _spend(model: _ErrorModel, decisions: list[str], budget: float) -> list[str]
     """Improve a sequence within the budget: dearer decisions where they fit, and swaps of neighbours."""
     decisions = list(decisions)
     error, cost = model.error(decisions), model.cost(decisions)
+    kinds = (FULL, PARTIAL, REUSE, GUIDANCE) if model.rules.guidance else (FULL, PARTIAL, REUSE)
     for _ in range(MOST_IMPROVEMENTS):
         options = []
-        for i, old in enumerate(decisions):
-            for new in (FULL, PARTIAL, REUSE):
+        for i in range(len(model.done), len(decisions)):
+            old = decisions[i]
+            for new in kinds:
                 if new != old:
                     options.append([*decisions[:i], new, *decisions[i + 1 :]])
             for j in range(i + 1, min(i + 4, len(decisions))):

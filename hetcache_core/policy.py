@@ -36,6 +36,7 @@ class CachePolicy:
         refresh: most evaluations from one full evaluation to the next.
         schedule: the decisions themselves, a letter an evaluation (``FFRPRF``: full, reuse, partial; B reuses the
             background blocks, G guidance), instead of a plan; evaluations beyond it are full.
+        replan: whether the rest of a plan is made anew where predictions change otherwise than the profile says.
         partials: whether partial evaluations are allowed.
         margin_space, margin_time: rings of margin tokens (16 pixels each) and margin latent frames.
         context_share: share of the context each partial evaluation computes again; less at higher speeds when None.
@@ -72,6 +73,7 @@ class CachePolicy:
     max_reuse: int | None = None
     refresh: int | None = None
     schedule: str = ""
+    replan: bool = True
     partials: bool = True
     margin_space: int = 0
     margin_time: int = 0
@@ -192,6 +194,7 @@ _CHOICES = (
     ("memory_shared", _YES_NO),
     ("memory_offload", (True, False)),
     ("partials", (True, False)),
+    ("replan", (True, False)),
 )
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -13,6 +13,7 @@ from .methods import Method, Planned
 from .methods.hetcache import HetCache
 from .methods.mixcache import MixCache
 from .methods.profilingdit import timeline
+from .methods.replanned import Replanned
 from .partial import Partials
 from .plan import BLOCKS, PARTIAL, Plan, Rules, plan
 from .policy import CachePolicy
@@ -62,7 +63,7 @@ def prepare(policy: CachePolicy, setup: RunSetup) -> Prepared:
     background = len(blocks.split.background) if blocks else 0
     costs = Costs.of(shape, setup.grid.size, selected, keys, profile.overhead, background, setup.streams)
     partials = policy.partials and not setup.no_partials and costs.partial < 0.95
-    rules = Rules.of(policy, profile, setup.evaluations, partials)
+    rules = Rules.of(policy, profile, setup.evaluations, partials, setup.streams)
     method, planned = _method(policy, setup, costs, rules, profile)
     held = tier.share and method.expects(PARTIAL, -1)
     if not method.expects(BLOCKS, -1):
@@ -98,6 +99,8 @@ def _method(
         planned = Plan.given(policy.schedule, evaluations, costs)
     else:
         planned = plan(setup.sigmas, costs, policy.speed, rules, profile)
+        if policy.replan and len(set(setup.sigmas)) == len(setup.sigmas):  # several evaluations a level: too unlike
+            return Replanned(planned, setup.sigmas, policy.speed, rules, profile), planned
     return Planned(planned), planned
 
 

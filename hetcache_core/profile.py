@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -39,8 +39,9 @@ class ErrorProfile:
         spill: share of the context's forecast error that reaches generative tokens.
         overhead: cost of a partial evaluation beyond its share of a full one's arithmetic, in full evaluations.
         warmup: share of the evaluations that are full at the start. cooldown: number of full ones at the end.
+        guidance: error of reused guidance over that of a prediction forecast as far; None keeps the planner from it.
         impact: MixCache's I: final error per relative error of what is reused, of a step's prediction, of guidance and
-            of blocks' deltas (:mod:`benchmarks.impact` measures it).
+            of blocks' deltas; by default what :mod:`benchmarks.impact` measured on nano.
         model: ``(dim, layers, ffn, vace_layers)`` of the model it belongs to, or None for any.
         source: how it was obtained.
     """
@@ -57,7 +58,8 @@ class ErrorProfile:
     overhead: float = 0.02
     warmup: float = 0.15
     cooldown: int = 2
-    impact: tuple[float, float, float] = (1.0, 0.2, 1.0)
+    guidance: float | None = None
+    impact: tuple[float, float, float] = (0.028, 0.004, 0.094)
     model: tuple[int, int, int, int] | None = None
     source: str = ""
 
@@ -72,11 +74,18 @@ class ErrorProfile:
         object.__setattr__(self, "impact", tuple(float(v) for v in self.impact))
         if len(self.impact) != len(IMPACTS) or not all(math.isfinite(v) and v > 0 for v in self.impact):
             raise ValueError("profile field impact needs three finite values above 0")
+        if self.guidance is not None and not 0 <= self.guidance <= 1000:
+            raise ValueError(f"profile field guidance must lie between 0 and 1000, got {self.guidance!r}")
         if self.model is not None:
             object.__setattr__(self, "model", tuple(self.model))
         for name in ("staleness", "spill", "overhead", "warmup", "cooldown"):
             if not 0 <= getattr(self, name) <= 10:
                 raise ValueError(f"profile field {name} must lie between 0 and 10, got {getattr(self, name)!r}")
+
+    def scaled(self, predictions: float, context: float) -> ErrorProfile:
+        """The profile of a model whose generative predictions and whose context change so many times as much."""
+        factors = {"first": predictions, "second": predictions, "context_first": context, "context_second": context}
+        return replace(self, **{c: tuple(v * f for v in getattr(self, c)) for c, f in factors.items()})
 
     def at(self, curve: str, sigmas: Sequence[float]) -> np.ndarray:
         """One of the curves placed on another schedule and scaled to its steps, float64 ``[n]``.

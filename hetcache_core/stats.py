@@ -96,6 +96,11 @@ class RunStats:
         self.predicted_speed = plan.predicted_speed if plan else None
         self.tier, self.selected_tokens, self.note = str(tier), selected, note
 
+    def replan(self, plan: Plan, reason: str) -> None:
+        """Note that the rest is planned otherwise from now on."""
+        self.planned, self.predicted_speed = plan.decisions, plan.predicted_speed
+        self.note = "; ".join(text for text in (self.note, reason) if text)
+
     def warn(self, text: str) -> bool:
         """Note that something went wrong; False if that is known already."""
         if text in self.warnings:
