@@ -16,6 +16,9 @@ class Method:
 
     watches = False
 
+    def notice(self, plan: Plan, reason: str) -> None:
+        """Called where a plan is made anew; who keeps the statistics puts a function of its own here."""
+
     def decide(self, evaluation: int) -> tuple[str, str]:
         """Decision letter and the reason, in a few plain words."""
         raise NotImplementedError

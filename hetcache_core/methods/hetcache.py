@@ -19,6 +19,10 @@ class HetCache(Method):
     Direction as in the paper's code: up to ``threshold`` an evaluation is reused, up to ``threshold * partial_factor``
     it is partial, beyond it is full; so a higher threshold is faster. Every computed evaluation resets the sum.
 
+    The paper averages its output cache, ``(1 - gamma) old + gamma new`` on partial evaluations, and gives no gamma;
+    here gamma is 1: what is computed replaces what was kept, and what is not is forecast. Partial evaluations prune as
+    in the paper where no context is remembered (``memory_share`` 0), and attend to remembered keys and values elsewhere.
+
     Args:
         threshold: D. partial_factor: 1.5 in the paper. evaluations: of the run.
         rules: warm-up, cool-down, longest reuse, refresh.

@@ -1,0 +1,186 @@
+"""HetCache's paper mode without the mistakes of the reference implementation; each test names one."""
+
+import math
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from hetcache_core import CachePolicy, Engine
+from hetcache_core.costs import ModelShape
+from hetcache_core.methods.hetcache import HetCache
+from hetcache_core.packing import pack
+from hetcache_core.plan import Rules
+from hetcache_core.semantic import CLUSTERS, SemanticSampler, importance
+from hetcache_core.tokens import TokenGrid, pool_pixel_mask
+from tests.core.test_engine import LAYERS, H, T, W, mask_classes, setup
+
+PAPER = CachePolicy(
+    method="hetcache", threshold=0.1, warmup=2, cooldown=1, context_sampling="both", context_share=0.3, profile="wan"
+)
+
+
+def watched_run(policy=PAPER, steps=24, **changes):
+    """(engine, tokens computed by every model call, what is remembered after every evaluation).
+
+    Keys and values are the number of the evaluation, predictions grow by a twentieth an evaluation.
+    """
+    engine = Engine(policy, setup(steps=steps, **changes))
+    base = torch.randn(1, 16, T, H, W, generator=torch.Generator().manual_seed(0))
+    calls, remembered = [[] for _ in range(steps)], []
+    for evaluation in range(steps):
+
+        def compute(selection, evaluation=evaluation):
+            output = base * (1 + 0.05 * evaluation)
+            output = output if selection is None else pack(output, selection)
+            tokens = output[0, 0].numel() // 4
+            calls[evaluation].append(tokens)
+            if engine.routes_attention:
+                qkv = torch.full((1, tokens, 2, 128), float(evaluation))
+                for layer in range(LAYERS):
+                    engine.self_attention(layer, qkv, qkv, qkv, lambda q, k, v, weights: q)
+            return output
+
+        engine.evaluate(evaluation, ("cond",), torch.zeros(1, 16, T, H, W), compute)
+        memory = engine.partials.memory
+        entries = memory._entries if memory else {}
+        remembered.append({layer: entry.key.clone() for (layer, _), entry in entries.items()})
+    return engine, calls, remembered
+
+
+def fixed(policy=PAPER, rates=(), **changes):
+    """Decisions of the method alone where the prediction changes at these rates per evaluation."""
+    rules = Rules(**{"warmup": 2, "cooldown": 1, "max_reuse": 20, "refresh": 100, **changes})
+    method, done, position, value = HetCache(policy.threshold, policy.partial_factor, len(rates), rules), "", -1, 1.0
+    for i, rate in enumerate(rates):
+        done += method.decide(i)[0]
+        value *= 1 + rate
+        if done[-1] != "R":
+            rows = torch.full((1, 1, 4, 2, 2), value)
+            method.observe(i, rows, torch.ones(4, dtype=torch.bool))
+            position = i
+    return done, position
+
+
+def test_reuse_up_to_d_partial_up_to_one_and_a_half_d_full_beyond():
+    """Section 1.1: D <= threshold, D <= 1.5 threshold; a computed evaluation begins the sum anew."""
+    assert PAPER.partial_factor == 1.5
+    assert fixed(rates=[0.04] * 12)[0] == "FF" + "RRP" * 3 + "F"  # 0.04, 0.08, 0.12 <= 0.15
+    assert fixed(rates=[0.12] * 8)[0] == "FF" + "P" * 5 + "F"
+    assert fixed(rates=[0.16] * 8)[0] == "F" * 8
+
+
+def test_importance_is_no_constant():
+    """Mistake B: normalised over the generative tokens and summed over them, every score is one."""
+    random = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(n, 3, 8, generator=random) for n in (7, 40))
+    theirs = torch.einsum("khd,qhd->hkq", key, query).softmax(-1).sum(-1).mean(0)
+    assert torch.allclose(theirs, torch.ones(40))
+    ours = importance(query, key)
+    assert ours.std() > 0.1 * ours.mean() and ours.sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_full_evaluation_computes_and_remembers_everything_anew():
+    """Mistake C: "full" steps took the partial path with 1% of the context renewed. Here nothing is averaged."""
+    engine, calls, remembered = watched_run()
+    done = engine.stats.decisions
+    assert "P" in done and "F" in done[3:-1]
+    for evaluation, decision in enumerate(done[:-2]):
+        if decision == "F":
+            assert calls[evaluation] == [engine.setup.grid.size]
+            assert all((keys == evaluation).all() for keys in remembered[evaluation].values())
+
+
+def test_what_is_not_computed_keeps_its_keys_and_values_and_nothing_of_its_hidden_states():
+    """Mistake A: cached block outputs were put where attention outputs belong. Here only keys and values are kept,
+    those of context that was computed are renewed, all others stay what the last computation made them."""
+    engine, _, remembered = watched_run()
+    done = engine.stats.decisions
+    for evaluation in range(3, len(done) - 2):
+        if done[evaluation] == "P":
+            for layer, keys in remembered[evaluation].items():
+                rows, before = keys[0, :, 0, 0], remembered[evaluation - 1][layer][0, :, 0, 0]
+                assert ((rows == evaluation) | (rows == before)).all() and 0 < (rows == evaluation).sum() < len(rows)
+
+
+def test_every_layer_takes_part():
+    """Mistake D: with all layers cached the partial path failed on an undefined name; so a third never took part."""
+    engine, _, remembered = watched_run()
+    assert not engine.stats.warnings
+    first = engine.stats.decisions.index("P")
+    assert set(remembered[first]) == set(range(LAYERS))
+
+
+def test_warm_up_and_the_last_evaluation_go_by_the_true_index():
+    """Mistake: the step counter advanced on computed steps alone, so warm-up never ended and no last step was full."""
+    engine, calls, _ = watched_run(CachePolicy(**{**vars(PAPER), "threshold": 5.0, "max_reuse": 20}))
+    done = engine.stats.decisions
+    assert done[:2] == "FF" and done[2] == "R" and done[-1] == "F"
+    assert calls[-1] == [engine.setup.grid.size]
+
+
+def test_asking_changes_nothing_that_was_not_computed():
+    """Mistake: two checks each advanced and reset their sums, so one reset without a computation."""
+    done, _ = fixed(rates=[0.03] * 14)
+    assert done == "FF" + "RRRP" * 2 + "RRR" + "F"
+
+
+def test_a_thin_mask_does_not_vanish():
+    """Mistake: a mean above one half over a cell of 16 x 16 pixels and four frames loses a hair or a rope."""
+    mask = torch.zeros(9, 64, 64)
+    mask[5, :, 20] = 1
+    touched = pool_pixel_mask(mask, TokenGrid(3, 4, 4))
+    assert touched.nonzero().tolist() == [[2, row, 1] for row in range(4)]
+
+
+def test_few_coarse_steps_have_partials_though_every_change_is_beyond_the_band():
+    """Mistake: with 4 to 8 steps every change exceeds 1.5 D and all is full. A plan does not wait for a band."""
+    assert fixed(rates=[0.4] * 6)[0] == "F" * 6
+    engine, _, _ = watched_run(CachePolicy.preset("few-step", profile="wan"), steps=6)
+    assert engine.stats.decisions.count("P") >= 3 and engine.stats.decisions[0] == "F"
+    wide = CachePolicy(**{**vars(PAPER), "partial_factor": 10.0})
+    assert fixed(wide, rates=[0.4] * 6)[0] == "FFPPPF"
+
+
+def test_nothing_of_the_model_runs_on_reuse():
+    """Mistake: the VACE branch, a third of the 1.3B model, ran on reused steps too."""
+    engine, calls, _ = watched_run()
+    assert "R" in engine.stats.decisions
+    for tokens, decision in zip(calls, engine.stats.decisions, strict=True):
+        assert (tokens == []) == (decision == "R")
+
+
+def test_context_is_chosen_once_per_full_evaluation(monkeypatch):
+    """Mistake: clustering and scores were made twice per computed step."""
+    looks = []
+    real = SemanticSampler.look
+    monkeypatch.setattr(SemanticSampler, "look", lambda self, *qkv: looks.append(1) or real(self, *qkv))
+    engine, _, _ = watched_run()
+    assert 0 < len(looks) <= engine.stats.decisions.count("F")
+
+
+@pytest.mark.parametrize(
+    ("shape", "tokens"),
+    [
+        (ModelShape(1536, 30, 8960, 15), 14040),  # 1.3B, 480x832, 33 frames
+        (ModelShape(5120, 40, 13824, 8), 2048),  # 14B; fewer tokens make a look relatively dearer
+    ],
+)
+def test_choosing_context_costs_less_than_a_hundredth_of_a_full_evaluation(shape, tokens):
+    edit, heads = torch.arange(tokens // 5), shape.dim // 128
+    sampler = SemanticSampler(torch.arange(tokens // 5, tokens), edit, "both", 0.3)
+    rows = torch.randn(1, tokens, heads, 128)
+    with FlopCounterMode(display=False) as counter:
+        sampler.look(rows, rows, rows)
+    # distances to centres are not matrix products, and are counted by hand: first picks, then five rounds
+    distances = 3 * 64 * len(sampler.pool) * CLUSTERS * 6
+    assert 0 < counter.get_total_flops() + distances < 0.01 * shape.flops(tokens, tokens)
+
+
+def test_the_chosen_stand_for_their_clusters():
+    """Ours, where the paper prunes: each cluster's kept tokens count for all of it, or softmax forgets the rest."""
+    classes = mask_classes()
+    sampler = SemanticSampler(classes.context, classes.generative.nonzero().flatten(), "both", 0.2)
+    rows = torch.randn(1, classes.grid.size, 2, 128, generator=torch.Generator().manual_seed(0))
+    sampler.look(rows, rows, rows)
+    assert math.isclose(sampler.log_weights.exp().sum().item(), len(classes.context), rel_tol=1e-3)

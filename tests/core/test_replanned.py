@@ -1,0 +1,134 @@
+"""Plans that are made anew while they run, and plans that reuse guidance."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from hetcache_core import CachePolicy, Engine
+from hetcache_core.costs import Costs
+from hetcache_core.forecast import Seen
+from hetcache_core.methods.replanned import MOST, Replanned
+from hetcache_core.packing import pack
+from hetcache_core.plan import Rules, plan
+from hetcache_core.profile import ErrorProfile
+from tests.core.test_engine import H, T, W, setup
+from tests.core.test_plan import sigmas
+
+NANO, COSTS = ErrorProfile.load("nano"), Costs(0.3, guidance=0.5)
+RULES = Rules(warmup=2, cooldown=2, max_reuse=5, refresh=10)
+SIGMAS = tuple(float(s) for s in sigmas(30))
+
+
+def follow(predictions=1.0, context=1.0, profile=NANO, rules=RULES):
+    """(decisions, first plan, reasons) of a run whose change is this many times the profile's."""
+    first, reasons = plan(SIGMAS, COSTS, 3.0, rules, profile), []
+    method = Replanned(first, SIGMAS, 3.0, rules, profile, lambda plan, reason: reasons.append(reason))
+    truth = {c: profile.at(c, SIGMAS[:-1]) for c in ("first", "second", "context_first")}
+    done, last, spacing = "", 0, None
+    for i in range(30):
+        done += method.decide(i)[0]
+        if done[-1] == "R" or not i:
+            continue
+        gap = i - last
+        miss = truth["second"][i] * gap * (gap + spacing) / 2 if spacing else truth["first"][i] * gap
+        drift = context * truth["context_first"][i] if done[-1] == "F" else None
+        method.observe_forecast(i, Seen(gap, 0.0, predictions * miss, drift))
+        last, spacing = i, gap
+    return done, first.decisions, reasons
+
+
+def test_where_the_profile_fits_the_plan_is_kept():
+    done, first, reasons = follow()
+    assert done == first and not reasons
+    assert follow(1.3, 0.8)[2] == []
+
+
+def test_where_the_surroundings_are_still_more_is_computed_in_part():
+    done, first, reasons = follow(predictions=2.0, context=0.2)
+    assert reasons and "2.0 times" in reasons[0] and done != first
+    assert done.count("P") > first.count("P")
+    lively, first, _ = follow(predictions=0.3, context=5.0)
+    assert lively.count("P") < first.count("P")
+
+
+@pytest.mark.parametrize(("predictions", "context"), [(3.0, 0.3), (0.3, 3.0), (3.0, 3.0), (10.0, 0.1)])
+def test_new_plans_keep_the_budget_and_the_rules(predictions, context):
+    done, first, reasons = follow(predictions, context)
+    price = {"F": 1.0, "P": 0.3, "R": COSTS.reuse}
+    assert sum(price[d] for d in done) <= 30 / 3.0 * 1.02
+    assert done[:2] == "FF" and done[-2:] == "FF" and "R" * 6 not in done
+    assert max(len(part) for part in done.split("F")) < 10 and len(reasons) <= MOST
+
+
+def test_what_was_never_prepared_is_not_planned():
+    """A first plan without partials remembers no context for later ones."""
+    rules = replace(RULES, partials=False)
+    method = Replanned(plan(SIGMAS, COSTS, 3.0, rules, NANO), SIGMAS, 3.0, RULES, NANO)
+    for i in range(30):
+        if method.decide(i)[0] == "F" and i:
+            method.observe_forecast(i, Seen(1.0, 0.0, 1.0, 1e-6))
+    assert "P" not in method.plan.decisions
+
+
+def test_a_plan_goes_on_from_what_is_done():
+    for done in ("FFR", "FFPRRF", "FFRRRRR", "FFPPPPP"):
+        whole = plan(SIGMAS, COSTS, 3.0, RULES, NANO, done)
+        assert whole.decisions.startswith(done) and len(whole.decisions) == 30
+    best = plan(SIGMAS, COSTS, 3.0, RULES, NANO)
+    again = plan(SIGMAS, COSTS, 3.0, RULES, NANO, best.decisions[:12])
+    assert again.predicted_error <= best.predicted_error * 1.02
+
+
+def growing(policy, steps=30):
+    """A run of the engine on predictions that curve, over surroundings that stand still."""
+    engine = Engine(policy, setup(steps=steps))
+    base = torch.randn(1, 16, T, H, W, generator=torch.Generator().manual_seed(0))
+    edit = engine.setup.classes.generative.view(1, 1, T, H // 2, W // 2)
+    edit = edit.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    outputs = []
+    for evaluation in range(steps):
+
+        def compute(selection, stream=None, evaluation=evaluation):
+            output = base * (1 + edit * (0.3 * np.sin(evaluation)))
+            output = output if selection is None else pack(output, selection)
+            if engine.routes_attention:
+                qkv = torch.ones(1, output[0, 0].numel() // 4, 2, 128)
+                for layer in range(engine.setup.shape.attention_layers):
+                    engine.self_attention(layer, qkv, qkv, qkv, lambda q, k, v, weights: q)
+            return output
+
+        outputs.append(engine.evaluate(evaluation, ("cond",), torch.zeros(1, 16, T, H, W), compute))
+    return engine.stats, outputs
+
+
+def test_a_run_says_that_it_was_planned_anew_and_is_the_same_every_time():
+    policy = CachePolicy(speed=2.5, warmup=2, profile="wan")
+    (stats, first), (again, second) = growing(policy), growing(policy)
+    assert "planned anew at evaluation" in stats.summary() and stats.decisions == stats.planned
+    assert stats.decisions == again.decisions and not stats.warnings
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    settled, _ = growing(replace(policy, replan=False))
+    assert "planned anew" not in settled.summary() and settled.decisions != stats.decisions
+
+
+# ---- guidance in plans
+
+
+def test_guidance_is_reused_only_where_the_profile_says_what_it_costs_and_it_pays():
+    cheap, dear = (replace(NANO, guidance=g) for g in (0.01, 0.73))
+    assert "G" not in plan(SIGMAS, COSTS, 1.5, RULES, cheap).decisions
+    rules = replace(RULES, guidance=True)
+    found = plan(SIGMAS, COSTS, 1.5, rules, cheap)
+    assert "G" in found.decisions and found.predicted_speed >= 1.49
+    assert found.predicted_error < plan(SIGMAS, COSTS, 1.5, RULES, cheap).predicted_error
+    for speed in (2.0, 3.0, 4.0):
+        assert "G" not in plan(SIGMAS, COSTS, speed, rules, dear).decisions
+
+
+def test_rules_allow_guidance_with_two_streams_and_a_measured_profile():
+    policy, known = CachePolicy(), replace(NANO, guidance=0.5)
+    assert Rules.of(policy, known, 30, streams=2).guidance
+    assert not Rules.of(policy, known, 30, streams=1).guidance
+    assert not Rules.of(policy, replace(NANO, guidance=None), 30, streams=2).guidance
