@@ -60,10 +60,6 @@ class Rules:
         if self.warmup < 1 or self.cooldown < 0 or self.max_reuse < 0 or self.refresh < 1:
             raise ValueError(f"impossible planning rules: {self}")
 
-    @property
-    def without_partials(self) -> Rules:
-        return replace(self, partials=False)
-
     @classmethod
     def of(
         cls, policy: CachePolicy, profile: ErrorProfile, evaluations: int, partials: bool = True, streams: int = 1

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from ..forecast import Seen
-from ..plan import PARTIAL, Plan, Rules, plan
+from ..plan import FULL, PARTIAL, Plan, Rules, plan
 from ..profile import ErrorProfile
 from . import Planned
 
 DEPARTURE = 1.5  # measured change over the profile's, either way, at which the rest is planned anew
 OBSERVATIONS = 3  # computed evaluations that must have spoken before that
-MOST = 3  # plans anew in a run; each takes as long as the first one
+MOST = 3  # plans anew in a run; each takes a fraction of a second
 MEMORY = 0.7  # share of the past in the running mean of logarithms
 
 
@@ -37,7 +38,10 @@ class Replanned(Planned):
     ):  # fmt: skip
         super().__init__(plan)
         self.notice = notice
-        self._sigmas, self._speed, self._rules, self._profile = sigmas, speed, rules, profile
+        # the cool-down stays what the first plan settled on
+        full = len(plan.decisions) - len(plan.decisions.rstrip(FULL))
+        self._rules = replace(rules, cooldown=min(rules.cooldown, full), spare_cooldown=False)
+        self._sigmas, self._speed, self._profile = sigmas, speed, profile
         levels = sigmas[:-1]
         self._second, self._drift = profile.at("second", levels), profile.at("context_first", levels)
         self._spacing: float | None = None
@@ -73,7 +77,7 @@ class Replanned(Planned):
         self._used |= self._means
         factors = {what: math.exp(value) for what, value in self._used.items()}
         profile, done = self._profile.scaled(**factors), self.plan.decisions[: evaluation + 1]
-        rules = self._rules if self._partials else self._rules.without_partials
+        rules = replace(self._rules, partials=self._rules.partials and self._partials)
         new = plan(self._sigmas, self.plan.costs, self._speed, rules, profile, done)
         if new.decisions != self.plan.decisions:
             reason = (
