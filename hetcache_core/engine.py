@@ -197,10 +197,6 @@ class Engine(Routing):
         """The same for evaluations that reuse blocks."""
         self._give_up(BLOCKS, self.blocks, text)
 
-    def give_up_guidance(self, text: str) -> None:
-        """The same for evaluations that reuse guidance."""
-        self._give_up(GUIDANCE, None, text)
-
     def give_up_profiling(self, text: str) -> None:
         """What the blocks look at is not measured in this run; `text` says why."""
         self.stats.block_scores = None
@@ -241,10 +237,6 @@ class Engine(Routing):
             output = compute(None)
         if self._evaluation < self.setup.evaluations - 1:
             self._record(sample, to_patches(output).float(), None)
-            watched = self._forecasts.watched
-            change = self.blocks.change(watched) if self.blocks and watched in self.streams else None
-            if change is not None:
-                self.method.observe_blocks(self._evaluation, change)
         return output
 
     def _partial(self, sample: Tensor, compute: Compute) -> tuple[Tensor | None, str]:
@@ -304,7 +296,7 @@ class Engine(Routing):
 
         output, trouble = self._attempt(act, "an evaluation with reused guidance")
         if trouble:
-            self.give_up_guidance(trouble)
+            self._give_up(GUIDANCE, None, trouble)
         return output, trouble or self._reason
 
     def _attempt(self, act: Callable[[], Tensor | None], name: str) -> tuple[Tensor | None, str]:
@@ -332,6 +324,10 @@ class Engine(Routing):
         position = self.setup.position(self._evaluation)
         renewed = self._forecasts.record(self.streams, sample, patches, selection, position, self._sigma)
         self._observe(patches, selection)
+        watched = self._forecasts.watched
+        change = self.blocks.change(watched) if self.blocks and watched in self.streams and selection is None else None
+        if change:
+            self.method.observe_blocks(self._evaluation, change)
         if renewed and self._forecasts.guidance.seen:
             self.method.observe_guidance(self._evaluation, self._forecasts.guidance.seen)
 
@@ -342,8 +338,8 @@ class Engine(Routing):
             return
         rows, generative = patches.chunk(len(self.streams))[self.streams.index(watched)], self.setup.classes.generative
         self.method.observe(self._evaluation, rows, generative if selection is None else generative[selection])
-        if self._forecasts[watched].seen:
-            self.method.observe_forecast(self._evaluation, self._forecasts[watched].seen)
+        if seen := self._forecasts[watched].seen:
+            self.method.observe_forecast(self._evaluation, seen)
 
     def _forecast(self, sample: Tensor) -> Tensor:
         position = self.setup.position(self._evaluation)

@@ -264,11 +264,11 @@ class _ErrorModel:
             if not self.forced_full(i) and ages > 1:
                 older = slice(0, ages - 1)
                 if rules.partials or rules.guidance:
-                    older_by_one, never = np.arange(ages - 1) + 1, np.full(ages - 1, np.inf)
-                    partial = self.partial_error(i, older_by_one) + price * self.costs.partial
-                    guided = self.guidance_error(i, older_by_one) + price * self.costs.guidance
-                    partial, guided = (c if ok else never for c, ok in
-                                       ((partial, rules.partials), (guided, rules.guidance)))  # fmt: skip
+                    partial, guided = np.full((2, ages - 1), np.inf)
+                    if rules.partials:
+                        partial = self.partial_error(i, age[0, 0, 1:]) + price * self.costs.partial
+                    if rules.guidance:
+                        guided = self.guidance_error(i, age[0, 0, 1:]) + price * self.costs.guidance
                     kinds[1:][guided < partial] = GUIDANCE
                     new[0, :, 1:] = value.min(axis=1)[:, older] + np.minimum(partial, guided)
                     spacings = value.argmin(axis=1)[:, older]

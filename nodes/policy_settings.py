@@ -57,6 +57,13 @@ def _methods() -> dict[str, list]:
                             tooltip="Which of the model's blocks are reused: a file from HetCache Profile Model, or "
                             "auto."),
         ],
+        "mixcache": [
+            io.Float.Input("trigger", default=0.10, min=0.0, max=10.0, step=0.01,
+                           tooltip="Steps are reused where the picture changes by less than this from step to step. "
+                           "Higher is faster."),
+            io.Float.Input("deviation", default=0.10, min=0.0, max=10.0, step=0.01,
+                           tooltip="How far reused steps may miss before fewer are reused in a row. Higher is faster."),
+        ],
         "off": [],
     }  # fmt: skip
 
@@ -86,8 +93,9 @@ class PolicySettings(io.ComfyNode):
                 io.DynamicCombo.Input("method", tooltip="plan: every step is planned beforehand to reach the speed. "
                                       "hetcache: the HetCache paper's way, which decides while sampling by thresholds "
                                       "and takes no target speed. profilingdit: the ProfilingDiT paper's: it computes "
-                                      "everything every few steps and only some of the model's blocks between. off: no "
-                                      "caching.",
+                                      "everything every few steps and only some of the model's blocks between. "
+                                      "mixcache: the MixCache paper's: while sampling it reuses steps, guidance "
+                                      "or blocks, whichever harms least. off: no caching.",
                                       options=[io.DynamicCombo.Option(*option) for option in _methods().items()]),
                 _whole("warmup", 100, "Steps computed in full at the start, where the picture takes shape."),
                 _whole("cooldown", 100, "Steps computed in full at the end; they mend the seam around the mask."),
@@ -109,7 +117,7 @@ class PolicySettings(io.ComfyNode):
                 _share("max_mask_fraction", "Masks that cover more of the clip than this are computed in full, as "
                        "nothing would be saved.", 0.9),
                 _text("schedule", "", "The steps themselves, a letter each: F full, P masked region only, R reuse, B "
-                      "some blocks of the model only, as in FFRPRF. Overrides the speed."),
+                      "some blocks of the model only, G one guidance side only, as in FFRPRF. Overrides the speed."),
                 _text("profile", "auto", "How fast your model's pictures take shape, as measured on it: a JSON file, "
                       "or auto."),
             ],

@@ -21,7 +21,7 @@ class HetCache(Method):
 
     The paper averages its output cache, ``(1 - gamma) old + gamma new`` on partial evaluations, and gives no gamma;
     here gamma is 1: what is computed replaces what was kept, and what is not is forecast. Partial evaluations prune as
-    in the paper where no context is remembered (``memory_share`` 0), elsewhere they attend to remembered keys and values.
+    in the paper where no context is remembered (``memory_share`` 0); elsewhere they attend to what is remembered.
 
     Args:
         threshold: D. partial_factor: 1.5 in the paper. evaluations: of the run.

@@ -45,9 +45,7 @@ class MixCache(Method):
 
     watches = True
 
-    def __init__(
-        self, trigger: float, deviation: float, evaluations: int, rules: Rules, impact: Mapping[str, float]
-    ):
+    def __init__(self, trigger: float, deviation: float, evaluations: int, rules: Rules, impact: Mapping[str, float]):
         self.trigger, self.deviation = trigger, deviation
         self.evaluations, self.rules, self.impact = evaluations, rules, dict(impact)
         self.interval = 1

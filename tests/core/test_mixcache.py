@@ -102,6 +102,11 @@ def test_no_more_reuse_in_a_row_than_the_rules_allow():
     assert "RR" not in done and "R" in done
 
 
+def test_deltas_are_kept_as_long_as_blocks_may_be_reused():
+    method = cache(impact={"R": 1.0, "B": 1.0})
+    assert method.expects("B", 0) and not method.expects("B", 38) and not method.expects("P", 0)
+
+
 # ---- in the engine
 
 
