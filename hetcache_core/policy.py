@@ -73,7 +73,7 @@ class CachePolicy:
     max_reuse: int | None = None
     refresh: int | None = None
     schedule: str = ""
-    replan: bool = True
+    replan: bool = False
     partials: bool = True
     margin_space: int = 0
     margin_time: int = 0

@@ -104,7 +104,7 @@ def growing(policy, steps=30):
 
 
 def test_a_run_says_that_it_was_planned_anew_and_is_the_same_every_time():
-    policy = CachePolicy(speed=2.5, warmup=2, profile="wan")
+    policy = CachePolicy(speed=2.5, warmup=2, profile="wan", replan=True)
     (stats, first), (again, second) = growing(policy), growing(policy)
     assert "planned anew at evaluation" in stats.summary() and stats.decisions == stats.planned
     assert stats.decisions == again.decisions and not stats.warnings
