@@ -39,7 +39,8 @@ class CachePolicy:
         replan: whether the rest of a plan is made anew where predictions change otherwise than the profile says.
         partials: whether partial evaluations are allowed.
         margin_space, margin_time: rings of margin tokens (16 pixels each) and margin latent frames.
-        context_share: share of the context each partial evaluation computes again; less at higher speeds when None.
+        context_share: share of the context each partial evaluation computes again; when None, less at higher speeds and
+            where the speed is out of reach otherwise.
         context_sampling: which: ``none``, ``stride``, ``rotating``, ``stalest``; or, as in the HetCache paper, chosen
             at full evaluations by K-Means over what they show (``kmeans``), by how much the edit attends to them
             (``attention``), or ``both``.

@@ -15,12 +15,13 @@ from .methods.mixcache import MixCache
 from .methods.profilingdit import timeline
 from .methods.replanned import Replanned
 from .partial import Partials
-from .plan import BLOCKS, PARTIAL, Plan, Rules, plan
+from .plan import BLOCKS, PARTIAL, SLACK, Plan, Rules, plan
 from .policy import CachePolicy
 from .profile import ErrorProfile
 from .semantic import MODES, SemanticSampler
 from .setup import RunSetup, choose_tier, tier_bytes
 
+CONTEXT_SHARES = (0.15, 0.05, 0.0)
 SAMPLE = 64  # tokens whose block deltas are compared
 
 
@@ -57,14 +58,17 @@ def prepare(policy: CachePolicy, setup: RunSetup) -> Prepared:
     blocks, block_bytes, block_note = _blocks(policy, setup)
     tier = choose_tier(policy, setup, taken=block_bytes)
     remembered = remember(classes, tier.share)
-    sampler, watched = _sampler(policy, setup, remembered, bool(tier.share))
-    selected = len(classes.edited) + sampler.count
-    keys = len(classes.edited) + len(remembered.indices) if tier.share else selected
     background = len(blocks.split.background) if blocks else 0
-    costs = Costs.of(shape, setup.grid.size, selected, keys, profile.overhead, background, setup.streams)
-    partials = policy.partials and not setup.no_partials and costs.partial < 0.95
-    rules = Rules.of(policy, profile, setup.evaluations, partials, setup.streams)
-    method, planned = _method(policy, setup, costs, rules, profile)
+    for share in _context_shares(policy):
+        sampler, watched = _sampler(policy, setup, remembered, bool(tier.share), share)
+        selected = len(classes.edited) + sampler.count
+        keys = len(classes.edited) + len(remembered.indices) if tier.share else selected
+        costs = Costs.of(shape, setup.grid.size, selected, keys, profile.overhead, background, setup.streams)
+        partials = policy.partials and not setup.no_partials and costs.partial < 0.95
+        rules = Rules.of(policy, profile, setup.evaluations, partials, setup.streams)
+        method, planned = _method(policy, setup, costs, rules, profile)
+        if policy.method != "plan" or policy.schedule or planned.predicted_speed * SLACK >= policy.speed:
+            break
     held = tier.share and method.expects(PARTIAL, -1)
     if not method.expects(BLOCKS, -1):
         blocks, block_bytes, block_note = None, 0, ""
@@ -104,17 +108,22 @@ def _method(
     return Planned(planned), planned
 
 
+def _context_shares(policy: CachePolicy) -> tuple[float, ...]:
+    """Shares of the context to compute again, the one to try first in front: less only where that misses the speed."""
+    if policy.context_share is not None:
+        return (policy.context_share,)
+    # On tuning clips of nano: equal at 3x, and less paid for more partial evaluations at 4x.
+    return CONTEXT_SHARES if policy.speed <= 3 else CONTEXT_SHARES[1:]
+
+
 def _sampler(
-    policy: CachePolicy, setup: RunSetup, remembered: RememberedContext, remembers: bool
+    policy: CachePolicy, setup: RunSetup, remembered: RememberedContext, remembers: bool, share: float
 ) -> tuple[ContextSampler | SemanticSampler, int]:
     """Who chooses context, and the self-attention layer it must see (-1: none)."""
     classes, mode = setup.classes, policy.context_sampling
     pool = remembered.indices if remembers else classes.context
     if not remembers and mode == "stalest":
         mode = "rotating"  # a weighted prune needs an unbiased sample
-    share = policy.context_share
-    if share is None:  # on tuning clips of nano: equal at 3x, and less paid for more partial evaluations at 4x
-        share = 0.15 if policy.speed <= 3 else 0.05
     if mode in MODES:
         sampler = SemanticSampler(pool, classes.generative.nonzero().flatten(), mode, share)
         return sampler, setup.shape.attention_layers // 2

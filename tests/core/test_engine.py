@@ -8,6 +8,7 @@ from hetcache_core import CachePolicy, Engine, ErrorProfile, RunSetup
 from hetcache_core.costs import ModelShape
 from hetcache_core.memory import NO_MEMORY
 from hetcache_core.packing import pack
+from hetcache_core.prepare import prepare
 from hetcache_core.setup import choose_tier
 from hetcache_core.tokens import TokenGrid, classify
 
@@ -327,3 +328,13 @@ def test_semantic_context_is_chosen_at_full_evaluations(mode, memory):
     assert engine.stats.decisions == "FFPRPFPF" and not engine.stats.warnings
     context = round(0.2 * len(engine.setup.classes.context))
     assert {n for _, n in model.calls if n} == {len(engine.setup.classes.edited) + context}
+
+
+def test_less_context_is_computed_only_where_the_speed_is_out_of_reach_otherwise():
+    def prepared(**changes):
+        return prepare(CachePolicy.preset("few-step", **changes), setup(steps=6))
+
+    slow, fast, chosen = prepared(speed=1.5), prepared(speed=2.9), prepared(speed=2.9, context_share=0.15)
+    assert slow.partials.sampler.count > fast.partials.sampler.count
+    assert fast.plan.predicted_speed > chosen.plan.predicted_speed and "out of reach" in chosen.note
+    assert chosen.partials.sampler.count == slow.partials.sampler.count
