@@ -136,7 +136,9 @@ class BlockProfile:
         try:
             return cls.from_json(source.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError):
-            raise ValueError(f"no block profile {name_or_path!r}: neither shipped nor a file") from None
+            known = ", ".join(SHIPPED)
+            text = f"no block profile {name_or_path!r}: neither shipped ({known}) nor a file; auto chooses one"
+            raise ValueError(text) from None
 
 
 SHIPPED = ("nano", "wan14b")
