@@ -4,7 +4,7 @@ VENV   := .venv
 RUN    := $(VENV)/bin/python
 PIP    := $(RUN) -m pip --disable-pip-version-check install -qq --constraint constraints.txt
 
-.PHONY: demo test bench bench-quick clean
+.PHONY: demo test test-web bench bench-quick clean
 
 demo: $(VENV)/ready-demo
 	@$(RUN) -m demo $(ARGS)
@@ -12,6 +12,9 @@ demo: $(VENV)/ready-demo
 test: $(VENV)/ready-dev
 	@$(RUN) -m ruff check .
 	@$(RUN) -m pytest $(ARGS)
+
+test-web: $(VENV)/ready-dev
+	@$(RUN) -m pytest tests/web -rs $(ARGS)
 
 bench: $(VENV)/ready-bench
 	@$(RUN) -m benchmarks.bench $(ARGS)

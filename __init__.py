@@ -39,7 +39,9 @@ elif _version is not None:
         class HetCacheExtension(ComfyExtension):
             async def get_node_list(self):
                 from .nodes import all_nodes
+                from .nodes.routes import register
 
+                register()
                 return all_nodes()
 
         return HetCacheExtension()

@@ -92,6 +92,7 @@ class Engine(Routing):
         self.stats.begin(parts.plan, parts.tier, selected, parts.note)
         self.stats.costs, self.method.notice = parts.costs, self.stats.replan
         self.stats.planned_context_bytes, self.stats.planned_block_bytes = parts.context_bytes, parts.block_bytes
+        self.stats.remembered = parts.partials.memory.remembered.indices if parts.partials.memory else None
 
     # ---- one model call
 
@@ -255,6 +256,7 @@ class Engine(Routing):
             if not torch.isfinite(patches).all():
                 return None
             self._record(sample, patches, selection)
+            self.stats.last_selection = selection
             return self._forecast(sample).to(packed.dtype)
 
         output, trouble = self._attempt(act, "a partial evaluation")

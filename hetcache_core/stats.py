@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import statistics
 import time
@@ -40,6 +41,11 @@ class Stopwatch:
             self._end.synchronize()
             return self._begin.elapsed_time(self._end) / 1000
         return self._end - self._begin
+
+    @property
+    def finished(self) -> bool:
+        """Whether the device is done, so that reading the seconds waits for nothing."""
+        return not self._cuda or self._end.query()
 
     def _mark(self):
         if not self._cuda:
@@ -86,6 +92,8 @@ class RunStats:
         self.planned_block_bytes = 0
         self.preparation_seconds = 0.0
         self.block_scores: BlockScores | None = None
+        self.remembered: torch.Tensor | None = None  # token indices whose keys and values are kept
+        self.last_selection: torch.Tensor | None = None  # what the last partial evaluation computed
         self._records: dict[int, EvaluationRecord] = {}
         self._watches: list[tuple[int, Stopwatch]] = []
         self._changes: dict[Hashable, tuple[ChangeRecorder, ChangeRecorder]] = {}
@@ -181,6 +189,21 @@ class RunStats:
             self._records[index].seconds += watch.seconds
         self._watches.clear()
         return [self._records[i] for i in sorted(self._records)]
+
+    @property
+    def count(self) -> int:
+        """How many evaluations were answered, timed or not."""
+        return len(self._records)
+
+    def so_far(self) -> RunStats:
+        """These statistics without the evaluations a device still works on: reading them never waits for it."""
+        working = [(index, watch) for index, watch in self._watches if not watch.finished]
+        self._watches, done = working, [pair for pair in self._watches if pair not in working]
+        for index, watch in done:
+            self._records[index].seconds += watch.seconds
+        view, open_ = copy.copy(self), {index for index, _ in working}
+        view._watches, view._records = [], {i: r for i, r in self._records.items() if i not in open_}
+        return view
 
     @property
     def decisions(self) -> str:

@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 from .compat import known
 from .mask_files import MaskError, Source, find
 from .mask_frames import check
-from .mask_ops import LENGTHS, finish, fit_length
+from .mask_ops import LENGTHS, finish, fit_length, numbers
 from .mask_video import CHANNELS, decode, write_preview
 
 NO_FILE = "(none)"  # stands in an empty list, which the host could not send
@@ -54,7 +54,8 @@ class LoadMaskVideo(io.ComfyNode):
                 logging.info("Load Mask Video: %s has %d of %d frames: %s", source.name, len(mask), clip_frames,
                              length_policy)  # fmt: skip
             mask = fit_length(mask, clip_frames, length_policy, source.name)
-        return io.NodeOutput(mask, len(mask), fps, ui=_preview(mask, fps))
+        told = {"frames": len(mask), "fps": fps, "width": mask.shape[2], "height": mask.shape[1], **numbers(mask)}
+        return io.NodeOutput(mask, len(mask), fps, ui={"hetcache_mask": (told,), **_preview(mask, fps, images)})
 
     @classmethod
     def validate_inputs(cls, file=None, path=None) -> bool | str:
@@ -129,14 +130,17 @@ def _source(file: str, path: str) -> Source:
     return find(folder_paths.get_annotated_filepath(file), base, file)
 
 
-def _preview(mask, fps: float):
-    """The finished mask as a small video on the node. Failing to make one must not stop a run."""
+def _preview(mask, fps: float, clip) -> dict:
+    """The finished mask as a small video on the node, tinted over the clip where there is one.
+
+    Failing to make one must not stop a run.
+    """
     temp = folder_paths.get_temp_directory()
     try:
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path("mask", temp)
         video = f"{name}_{counter:05}_.mp4"
-        write_preview(str(Path(folder) / video), mask, fps)
+        write_preview(str(Path(folder) / video), mask, fps, clip)
     except Exception as error:
         logging.warning(f"Load Mask Video: no preview ({error}).")
-        return None
-    return ui.PreviewVideo([ui.SavedResult(video, subfolder, io.FolderType.temp)])
+        return {}
+    return ui.PreviewVideo([ui.SavedResult(video, subfolder, io.FolderType.temp)]).as_dict()

@@ -11,6 +11,7 @@ from torch import Tensor
 from .mask_files import MaskError
 
 LENGTHS = ("hold", "loop", "refuse")
+EDITED = 0.1  # a pixel above it is edited, unless Cache Policy Settings has another mask threshold
 CHUNK = 1 << 21  # pixels worked on at once: a long clip needs its bytes, its result, and little else
 
 
@@ -130,3 +131,14 @@ def _blur_columns(mask: Tensor, radius: int) -> Tensor:
     for offset, weight in enumerate((weights / weights.sum()).tolist()):  # less memory and time than a convolution
         blurred.add_(padded[:, offset : offset + mask.shape[1]], alpha=weight)
     return blurred
+
+
+def numbers(mask: Tensor) -> dict:
+    """What an artist wants to know of a finished mask `[F, H, W]`: share of pixels that are edited, most frames in a
+    row without any."""
+    edited = [float((frame > EDITED).float().mean()) for frame in mask]
+    longest = run = 0
+    for share in edited:
+        run = 0 if share else run + 1
+        longest = max(longest, run)
+    return {"share": sum(edited) / len(edited), "longest_unmasked": longest}

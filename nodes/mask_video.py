@@ -15,6 +15,7 @@ from .mask_frames import at_rate, frames_of, true_rate
 COLORS = ("red", "green", "blue")
 CHANNELS = ("luma", *COLORS, "alpha")
 LIMIT = 2 << 30  # bytes of decoded mask, one a pixel: 1035 frames of 1920x1080. Floats take four times that
+TINT, TINTED = (0.9, 0.62, 0.0), 0.55  # colour of a mask over its clip, and how much of it
 PREVIEW_SIDE = 512  # pixels of a preview's longer side
 
 Progress = Callable[[int, int], None]  # frames done, frames expected
@@ -87,18 +88,26 @@ def decode(
     return planes, rate
 
 
-def write_preview(path: str, mask: torch.Tensor, rate: float) -> None:
-    """Write a mask `[F, H, W]` float, 0 to 1, as a small H.264 mp4 that every browser plays."""
+def write_preview(path: str, mask: torch.Tensor, rate: float, clip: torch.Tensor | None = None) -> None:
+    """Write a mask `[F, H, W]` float, 0 to 1, as a small H.264 mp4 that every browser plays.
+
+    With a clip `[N, h, w, C]` float, 0 to 1, the mask is tinted over it; of a clip too short the last frame stays.
+    """
     scale = min(1.0, PREVIEW_SIDE / max(mask.shape[1:]))
     height, width = (max(2, round(side * scale / 2) * 2) for side in mask.shape[1:])  # H.264 wants even sides
     with av.open(path, "w", options={"movflags": "+faststart"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1001))
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         stream.options = {"preset": "ultrafast", "crf": "20"}
-        for plane in mask:
-            small = F.interpolate(plane[None, None].float(), size=(height, width), mode="area")[0, 0]
-            gray = small.mul(255).round().to(torch.uint8).cpu().numpy()
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(gray, format="gray")))
+        for index, plane in enumerate(mask):
+            small = F.interpolate(plane[None, None].float().cpu(), size=(height, width), mode="area")[0, 0]
+            if clip is not None:
+                frame = clip[min(index, len(clip) - 1), ..., :3].movedim(-1, 0)[None].float().cpu()
+                frame = F.interpolate(frame, size=(height, width), mode="area")[0].movedim(0, -1)
+                small = torch.lerp(frame, torch.tensor(TINT), TINTED * small[..., None])
+            pixels = small.mul(255).round().clamp(0, 255).to(torch.uint8).numpy()
+            kind = "gray" if clip is None else "rgb24"
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format=kind)))
         container.mux(stream.encode())
 
 

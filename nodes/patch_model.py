@@ -30,10 +30,15 @@ class PatchModel(io.ComfyNode):
                 io.Model.Output(display_name="model", tooltip="Connect to the sampler."),
                 Report.Output(display_name="stats", tooltip="Connect to Cache Stats."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, model, policy: CachePolicy | None = None, mask=None) -> io.NodeOutput:
         from ..hetcache_core.hosts import comfyui as host
+        from .live import Live
 
-        return io.NodeOutput(*host.apply(model, policy or CachePolicy.preset("balanced"), mask))
+        policy = policy or CachePolicy.preset("balanced")
+        patched, report = host.apply(model, policy, mask, Live(cls.hidden.unique_id))
+        shown = {"hetcache_untouched": (report.untouched,)} if report.untouched else None
+        return io.NodeOutput(patched, report, ui=shown)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
+from .stats_panel import panel
 from .types import CATEGORY, Report
 
 
@@ -43,6 +44,7 @@ class Stats(io.ComfyNode):
         shown = {"text": (report,)}
         if stats is not None and stats.runs:
             shown |= ui.PreviewImage(pictures, cls=cls).as_dict()
+            shown["hetcache"] = tuple(panel(run, video) for run in stats.runs)
         return io.NodeOutput(latent, report, pictures, everything, ui=shown)
 
 

@@ -42,7 +42,7 @@ def test_every_dependency_is_pinned_within_its_range(project):
             assert specifier.operator == "==", line
             pins[canonicalize_name(requirement.name)] = specifier.version
     extras = project["optional-dependencies"]
-    for wanted in map(Requirement, project["dependencies"] + extras["demo"] + extras["dev"]):
+    for wanted in map(Requirement, project["dependencies"] + extras["demo"] + extras["web"] + extras["dev"]):
         name = canonicalize_name(wanted.name)
         if name != project["name"]:
             assert name in pins, f"{name} is not in constraints.txt"

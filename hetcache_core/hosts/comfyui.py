@@ -32,6 +32,7 @@ from ..packing import gather_rows, pack, pack_timesteps, pad_to_patches
 from ..plan import Plan
 from ..policy import CachePolicy
 from ..profile import ErrorProfile
+from ..progress import Observer
 from ..setup import RunSetup
 from ..stats import RunStats
 from ..tokens import TokenGrid
@@ -67,7 +68,12 @@ class Report:
         self.runs.append(stats)
 
 
-def apply(model: comfy.model_patcher.ModelPatcher, policy: CachePolicy, mask: Tensor | None = None):
+def apply(
+    model: comfy.model_patcher.ModelPatcher,
+    policy: CachePolicy,
+    mask: Tensor | None = None,
+    observer: Observer | None = None,
+):
     """Patch a model for faster masked edits. Applying again replaces what was applied before.
 
     Args:
@@ -75,6 +81,7 @@ def apply(model: comfy.model_patcher.ModelPatcher, policy: CachePolicy, mask: Te
         policy: what is wanted.
         mask: 1 = generate, pixels ``[F, H, W]`` of any size. None: found in the latent's noise mask, the VACE control
             or the image-to-video input, in this order.
+        observer: told of every run as it goes on.
 
     Returns:
         A clone of the model, and the :class:`Report` its runs will fill.
@@ -92,15 +99,15 @@ def apply(model: comfy.model_patcher.ModelPatcher, policy: CachePolicy, mask: Te
         ErrorProfile.load(policy.profile)
     if policy.block_profile != "auto":
         BlockProfile.load(policy.block_profile)
-    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _Patch(policy, mask, report))
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _Patch(policy, mask, report, observer))
     return patched, report
 
 
 class _Patch:
     """The wrapper around a whole sampling run; holds settings, never state."""
 
-    def __init__(self, policy: CachePolicy, mask: Tensor | None, report: Report):
-        self.policy, self.mask, self.report = policy, mask, report
+    def __init__(self, policy: CachePolicy, mask: Tensor | None, report: Report, observer: Observer | None = None):
+        self.policy, self.mask, self.report, self.observer = policy, mask, report, observer
 
     def __deepcopy__(self, memo: dict) -> _Patch:
         return self
@@ -129,7 +136,18 @@ class _Patch:
         stats = RunStats(self.policy, TokenGrid.of_latent(sampling.noise), None)
         stats.begin(Plan.full(len(sampling.sigmas) - 1, reason), NO_MEMORY, 0, reason)
         self.report.add(stats, sampling.prompt)
+        self.tell("began", stats, None)
         log.warning("HetCache computes everything in full: %s", reason)
+
+
+    def tell(self, event: str, *news) -> None:
+        """Tell the observer; a run never fails for want of a listener."""
+        try:
+            if self.observer is not None:
+                getattr(self.observer, event)(*news)
+        except Exception as error:
+            self.observer = None
+            log.warning("HetCache shows no progress any more: %s: %s", type(error).__name__, error)
 
 
 class _Run:
@@ -145,12 +163,16 @@ class _Run:
     def close(self) -> None:
         if self.engine is not None:
             self.engine.close()
+            self.patch.tell("ended", self.engine.stats)
 
     def predict_noise(self, executor, x, timestep, *args, **kwargs):
         """Count evaluations: the sampler asks once for each, before guidance splits it into streams."""
         self._evaluation, self._sigma = self._evaluation + 1, float(timestep.max())
         self._served.clear()
-        return executor(x, timestep, *args, **kwargs)
+        answer = executor(x, timestep, *args, **kwargs)
+        if self.engine is not None:
+            self.patch.tell("evaluated", self.engine.stats)
+        return answer
 
     def forward(self, executor, *args, **kwargs):
         """Answer one call of the model."""
@@ -178,6 +200,7 @@ class _Run:
             grid = TokenGrid.of_latent(call.x)
             self.engine = Engine(policy, RunSetup(grid, self.schedule.sigmas, ModelShape(1, 1, 1), reason=reason))
         self.patch.report.add(self.engine.stats, self.sampling.prompt)
+        self.patch.tell("began", self.engine.stats, self.engine.setup)
 
     def _fits(self, call: Call) -> bool:
         """Whether this call belongs to the plan; where one does not, the plan is given up or the call passed on."""

@@ -1,0 +1,93 @@
+"""News of a run for the browser, while it goes on: at most one small event an evaluation."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import replace
+
+from server import PromptServer
+
+from ..hetcache_core.progress import snapshot
+from ..hetcache_core.setup import RunSetup
+from ..hetcache_core.stats import RunStats
+
+EVENT = "hetcache.progress"
+MOST_SETUPS = 16
+
+
+class Setups:
+    """What the last runs were about, by the id of their HetCache Patch Model; for planning them anew."""
+
+    def __init__(self):
+        self._of: dict[str, RunSetup] = {}
+
+    def keep(self, node: str, setup: RunSetup) -> None:
+        self._of.pop(node, None)
+        self._of[node] = on_cpu(setup)
+        while len(self._of) > MOST_SETUPS:
+            del self._of[next(iter(self._of))]
+
+    def find(self, nodes: list[str]) -> RunSetup | None:
+        """The last run of one of these nodes, else the last of any."""
+        known = [node for node in self._of if node in nodes] or list(self._of)
+        return self._of[known[-1]] if known else None
+
+
+last_setups = Setups()
+
+
+def on_cpu(setup: RunSetup) -> RunSetup:
+    """The same without a tensor on a device, so that keeping it costs no graphics memory."""
+    classes = setup.classes
+    if classes is None:
+        return setup
+    moved = {name: getattr(classes, name).cpu() for name in ("generative", "margin", "distance")}
+    return replace(setup, classes=replace(classes, **moved))
+
+
+class Live:
+    """An observer of :mod:`hetcache_core.hosts.comfyui` that tells the browser which queued the prompt.
+
+    The first event comes before anything is computed, with the plan; then one after every evaluation but the first and
+    the last, and one with the final numbers. Each tells everything so far, so that a lost one is not missed.
+    """
+
+    def __init__(self, node: str):
+        self.node = node
+        self._told: dict = {}
+        self._prompt, self._number = None, 0
+        self._total = 0
+
+    def began(self, stats: RunStats, setup: RunSetup | None) -> None:
+        prompt, workflow = running_prompt()
+        self._number = self._number + 1 if prompt is not None and prompt == self._prompt else 1
+        self._prompt = prompt
+        self._total = len(stats.planned) if setup is None else setup.evaluations
+        self._told = {"node": self.node, "workflow": workflow, "prompt": prompt, "number": self._number,
+                      "run": uuid.uuid4().hex[:12]}  # fmt: skip
+        if setup is not None:
+            last_setups.keep(self.node, setup)
+        self._send(stats)
+
+    def evaluated(self, stats: RunStats) -> None:
+        if 1 < stats.count < self._total:
+            self._send(stats)
+
+    def ended(self, stats: RunStats) -> None:
+        if stats.count >= self._total:  # what stopped it earlier, the browser hears from the host
+            self._send(stats, wait=True)
+
+    def _send(self, stats: RunStats, wait: bool = False) -> None:
+        server = PromptServer.instance
+        listener = getattr(server, "client_id", None)
+        if listener is not None and listener in server.sockets:
+            server.send_sync(EVENT, {**self._told, **snapshot(stats, self._total, wait), "ended": wait}, listener)
+
+
+def running_prompt() -> tuple[str | None, str | None]:
+    """Ids of the prompt that is being worked on and of the workflow it was queued from, where the host tells."""
+    try:
+        _, prompt, _, extra, *_ = next(iter(PromptServer.instance.prompt_queue.currently_running.values()))
+        return prompt, (extra.get("extra_pnginfo") or {}).get("workflow", {}).get("id")
+    except (AttributeError, StopIteration, TypeError, ValueError):
+        return None, None

@@ -1,0 +1,89 @@
+"""What the browser may ask the host's server: what the planner would do with other settings."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+
+from aiohttp import web
+from server import PromptServer
+
+from ..hetcache_core.memory import NO_MEMORY
+from ..hetcache_core.plan import Plan
+from ..hetcache_core.policy import CachePolicy
+from ..hetcache_core.prepare import prepare
+from ..hetcache_core.setup import RunSetup, why_full
+from ..hetcache_core.tokens import classify
+from .live import last_setups
+from .policy_settings import make_policy
+
+PLAN = "/hetcache/plan"
+log = logging.getLogger("hetcache")
+
+
+def register() -> None:
+    """Add our routes to the host's server, where there is one and it has not got them yet."""
+    server = getattr(PromptServer, "instance", None)
+    if server is None or any(getattr(route, "path", None) == PLAN for route in server.routes):
+        return
+    server.routes.post(PLAN)(_plan)
+
+
+async def _plan(request: web.Request) -> web.Response:
+    """``{"settings": {widget: value}, "nodes": [ids of Patch Models]}`` -> the plan, or why there is none."""
+    try:
+        asked = await request.json()
+        settings, nodes = dict(asked["settings"]), [str(node) for node in asked.get("nodes", ())]
+    except (KeyError, TypeError, ValueError):
+        return web.json_response({"error": "settings are missing"}, status=400)
+    setup = last_setups.find(nodes)
+    if setup is None:
+        return web.json_response({"known": False})
+    try:
+        policy = policy_of(settings)
+    except (TypeError, ValueError) as error:
+        return web.json_response({"known": True, "error": str(error)})
+    try:  # beside the event loop, which has a generation to report
+        return web.json_response(await asyncio.to_thread(forecast, policy, setup))
+    except Exception as error:
+        log.warning("HetCache cannot plan this: %s", error)
+        return web.json_response({"known": True, "error": f"this cannot be planned ({error})"})
+
+
+def policy_of(settings: dict) -> CachePolicy:
+    """The policy of a node's widgets, as the host would hand them over: ``{"method": "plan", "method.x": 1, ...}``."""
+    fine = {name: value for name, value in settings.items() if "." not in name}
+    method = {"method": fine.pop("method", "plan")}
+    prefix = "method."
+    method |= {name.removeprefix(prefix): value for name, value in settings.items() if name.startswith(prefix)}
+    return make_policy(fine.pop("preset"), fine.pop("speed"), fine.pop("memory_budget_mb"), method, **fine)
+
+
+def forecast(policy: CachePolicy, setup: RunSetup) -> dict:
+    """What would be done for a clip and mask, ready for JSON. Takes milliseconds; nothing is computed."""
+    frames, height, width = setup.grid.shape
+    known = setup.classes
+    if known is not None:  # the margin is the policy's
+        touched = known.generative.view(setup.grid.shape)
+        classes = classify(touched, policy.margin_space, policy.margin_time, known.reference_frames)
+        setup = replace(setup, classes=classes)
+    reason = why_full(policy, setup)
+    if reason:
+        planned, tier, note, held = Plan.full(setup.evaluations), NO_MEMORY, reason, 0
+    else:
+        parts = prepare(policy, setup)
+        planned, tier, note, held = parts.plan, parts.tier, parts.note, parts.context_bytes + parts.block_bytes
+    return {
+        "known": True,
+        "total": setup.evaluations,
+        "planned": planned.decisions if planned else "",
+        "predicted": planned.predicted_speed if planned else None,
+        "target": policy.speed if policy.method == "plan" and not policy.schedule else None,
+        "context_bytes": held,
+        "budget_bytes": round(policy.memory_budget_mb * 2**20),
+        "tier": str(tier),
+        "mask_fraction": setup.classes.mask_fraction if setup.classes else 0.0,
+        "note": note,
+        "clip": {"latent_frames": frames, "width": 16 * width, "height": 16 * height},
+    }

@@ -1,0 +1,143 @@
+"""News of a run for the browser: how many, how large, how long they take, and that they never stand in a run's way."""
+
+import importlib
+import json
+import statistics
+import time
+from types import SimpleNamespace
+
+import comfy.model_management
+import pack
+import pytest
+import torch
+from server import PromptServer
+from small import QUICK, load, sample
+
+pack.load()
+core = importlib.import_module("custom_nodes_hetcache.hetcache_core")
+host = importlib.import_module("custom_nodes_hetcache.hetcache_core.hosts.comfyui")
+live = importlib.import_module("custom_nodes_hetcache.nodes.live")
+routes = importlib.import_module("custom_nodes_hetcache.nodes.routes")
+
+FAST = core.CachePolicy(schedule="FFPRPF", warmup=1)
+STEPS = 6
+Interrupt = comfy.model_management.InterruptProcessingException
+
+
+class Browser:
+    """A server with one tab open on it: what it was sent, and how long sending took."""
+
+    def __init__(self, tab: str | None = "tab"):
+        self.client_id, self.sockets, self.sent = tab, {"tab": object()}, []
+        workflow = {"workflow": {"id": "flow"}}
+        self.prompt_queue = SimpleNamespace(currently_running={0: (0, "prompt", {}, {"extra_pnginfo": workflow}, [])})
+
+    def send_sync(self, event, data, sid):
+        self.sent.append((event, json.loads(json.dumps(data)), sid))
+
+
+@pytest.fixture
+def browser(monkeypatch):
+    browser = Browser()
+    monkeypatch.setattr(PromptServer, "instance", browser, raising=False)
+    return browser
+
+
+def watched(policy=FAST, observer=None, **kwargs):
+    """(samples, statistics) of a run that is watched."""
+    patched, report = host.apply(load(), policy, None, observer or live.Live("7"))
+    return sample(patched, QUICK, **kwargs), report.runs[-1]
+
+
+def test_there_is_at_most_one_event_an_evaluation_and_the_last_tells_the_end(browser):
+    _, stats = watched()
+    events = [data for _, data, _ in browser.sent]
+    assert {(event, sid) for event, _, sid in browser.sent} == {(live.EVENT, "tab")}
+    assert len(events) == STEPS
+    assert [len(e["decisions"]) for e in events] == [0, 2, 3, 4, 5, 6]
+    assert all(e["planned"] == "FFPRPF" and e["total"] == STEPS and e["node"] == "7" for e in events)
+    assert [e["ended"] for e in events] == [False] * (STEPS - 1) + [True]
+    assert events[-1]["decisions"] == stats.decisions and events[-1]["speed"] == round(stats.speed, 3)
+    assert len({e["run"] for e in events}) == 1 and events[0]["workflow"] == "flow"
+    assert max(len(json.dumps(e)) for e in events) < 2000
+
+
+def test_a_second_run_of_a_prompt_is_numbered(browser):
+    patched, _ = host.apply(load(), FAST, None, live.Live("7"))
+    for _ in range(2):
+        sample(patched, QUICK)
+    assert [data["number"] for _, data, _ in browser.sent if data["ended"]] == [1, 2]
+    assert len({data["run"] for _, data, _ in browser.sent}) == 2
+
+
+def test_why_nothing_is_saved_is_told_before_anything_is_computed(browser):
+    watched(core.CachePolicy(speed=1.0))
+    first = browser.sent[0][1]
+    assert first["decisions"] == "" and first["planned"] == "F" * STEPS and "exact" in first["note"]
+
+
+@pytest.mark.parametrize("tab", [None, "another"])
+def test_nothing_is_sent_where_nobody_listens(browser, tab):
+    browser.client_id = tab
+    _, stats = watched()
+    assert stats.decisions == "FFPRPF" and not browser.sent
+
+
+def test_watching_changes_no_byte(browser):
+    patched, _ = host.apply(load(), FAST)
+    assert torch.equal(sample(patched, QUICK), watched()[0])
+
+
+def test_a_listener_that_fails_is_left_and_the_run_goes_on(browser):
+    def broken(*_):
+        raise OSError("the connection is gone")
+
+    browser.send_sync = broken
+    samples, stats = watched()
+    assert stats.decisions == "FFPRPF" and torch.isfinite(samples).all()
+
+
+def test_an_interrupted_run_sends_no_end(browser):
+    def callback(step, *_):
+        if step == 2:
+            raise Interrupt
+
+    with pytest.raises(Interrupt):
+        watched(callback=callback)
+    assert browser.sent and not any(data["ended"] for _, data, _ in browser.sent)
+
+
+def test_an_event_of_a_long_run_takes_less_than_two_milliseconds(browser):
+    watcher = live.Live("7")
+    _, stats = watched(core.CachePolicy(speed=3.0), watcher, steps=50)
+    watcher.began(stats, None)
+    took = []
+    for _ in range(100):
+        begun = time.perf_counter()
+        watcher.evaluated(stats)
+        watcher._send(stats)
+        took.append(time.perf_counter() - begun)
+    assert statistics.median(took) < 2e-3, statistics.median(took)
+
+
+def test_the_planner_is_asked_about_the_last_run(browser):
+    _, stats = watched(core.CachePolicy(speed=2.0), steps=20)
+    setup = live.last_setups.find(["7"])
+    assert setup is not None and setup is live.last_setups.find(["no such node"])
+    same = routes.forecast(core.CachePolicy(speed=2.0), setup)
+    assert same["planned"] == stats.planned and same["predicted"] == stats.predicted_speed
+    assert same["context_bytes"] == stats.planned_context_bytes and same["total"] == 20
+    faster = routes.forecast(core.CachePolicy(speed=3.0), setup)
+    assert faster["predicted"] > same["predicted"]
+    assert "out of reach" in routes.forecast(core.CachePolicy(speed=8.0, max_reuse=0), setup)["note"]
+    wide = routes.forecast(core.CachePolicy(speed=2.0, margin_space=16), setup)
+    assert wide["planned"] != same["planned"] or wide["predicted"] < same["predicted"]
+
+
+def test_settings_come_as_the_nodes_widgets_have_them():
+    widgets = {"preset": "custom", "speed": 4.0, "memory_budget_mb": 512.0, "method": "hetcache",
+               "method.threshold": 0.2, "method.partial_factor": 2.0, "warmup": -1, "schedule": " "}  # fmt: skip
+    policy = routes.policy_of(widgets)
+    assert (policy.method, policy.threshold, policy.partial_factor, policy.warmup) == ("hetcache", 0.2, 2.0, None)
+    with pytest.raises(ValueError, match="speed"):
+        routes.policy_of({**widgets, "speed": 99.0})

@@ -1,0 +1,81 @@
+"""The page around the panels: reloads, themes, and a server without our backend."""
+
+import pytest
+
+PANELS = ("hetcache_live", "hetcache_stats", "hetcache_plan")
+
+def sampled(editor) -> None:
+    editor.run()
+    editor.comes_to("hetcache_stats", "done")
+    editor.finished()
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_text_and_bars_stand_out(editor, theme):
+    sampled(editor)
+    try:
+        editor.setting("Comfy.ColorPalette", theme)
+        editor.until(f"document.documentElement.classList.contains('dark-theme') === {str(theme == 'dark').lower()}")
+        every = "{ decisions: 'FPRBG', planned: 'FPRBGFPRBG', total: 10, ended: false }"
+        editor.js(f"HET.tell({{ ...HET.events.at(-1), ...{every} }})")
+        for panel in PANELS:
+            assert editor.js(f"HET.faint('{panel}')") == [], panel
+        editor.look_at("HetCachePatchModel")
+        editor.picture(f"9-{theme}")
+    finally:
+        editor.setting("Comfy.ColorPalette", "dark")
+
+
+def test_a_reload_brings_the_panels_back_as_they_were(editor):
+    sampled(editor)
+    before = {panel: editor.text(panel) for panel in PANELS[:2]}
+    workflow = editor.js("app.graph.serialize()")
+    editor.open()
+    editor.load(workflow)
+    editor.until("HET.panel('hetcache_stats')?.dataset.state === 'done'")
+    assert {panel: editor.text(panel) for panel in PANELS[:2]} == before
+    assert editor.js("app.graph.nodes.every((n) => (n.widgets ?? []).filter((w) => w.type === 'hetcache').length < 2)")
+    editor.comes_to("hetcache_plan", "known")
+
+
+def test_no_panel_is_saved_with_the_workflow_or_sent_with_the_prompt(editor):
+    sampled(editor)
+    saved = editor.js("JSON.stringify(app.graph.serialize().nodes.map((n) => n.widgets_values ?? []))")
+    assert "hetcache_" not in saved
+    prompt = editor.page.evaluate("async () => (await app.graphToPrompt()).output")
+    for node in prompt.values():
+        assert not any(name.startswith("hetcache_") for name in node["inputs"])
+
+
+def test_without_our_backend_the_panels_say_what_is_missing(editor):
+    editor.page.route("**/hetcache/plan", lambda route: route.fulfill(status=404, body="no such route"))
+    try:
+        editor.set("HetCachePolicySettings", "speed", 2.5)
+        editor.comes_to("hetcache_plan", "failed")
+        assert "no planner (404)" in editor.text("hetcache_plan")
+    finally:
+        editor.page.unroute("**/hetcache/plan")
+
+
+def test_news_for_nodes_that_are_not_there_do_no_harm(editor):
+    for detail in ({}, {"node": "999"}, {"node": "1:2:3", "decisions": "F"}, {"node": None, "workflow": "another"}):
+        editor.page.evaluate("(detail) => HET.tell(detail)", detail)
+    editor.settle()
+    assert editor.state("hetcache_live") == "blank"
+
+
+def test_an_event_costs_the_page_less_than_two_milliseconds(editor):
+    sampled(editor)
+    took = editor.page.evaluate("""() => {
+        const run = { ...HET.events.at(-1), total: 50, planned: 'FRRPRR'.repeat(9).slice(0, 50), ended: false };
+        const times = [];
+        for (let i = 0; i < 200; i++) {
+            const detail = { ...run, decisions: run.planned.slice(0, i % 50), seconds: Array(i % 50).fill(0.1) };
+            const begun = performance.now();
+            HET.tell(detail);
+            times.push(performance.now() - begun);
+        }
+        return times.sort((a, b) => a - b)[100];
+    }""")
+    print(f"median {took:.2f} ms an event")
+    assert took < 2

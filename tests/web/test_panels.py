@@ -1,0 +1,153 @@
+"""The panels in a real browser on a real server: what they show before, while and after sampling."""
+
+import json
+
+import pytest
+
+from tests.hosts.comfyui_host import ROOT
+from tests.web.editor import STEPS
+
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+PANELS = {"HetCachePatchModel": "hetcache_live", "HetCacheStats": "hetcache_stats",
+          "HetCachePolicySettings": "hetcache_plan", "HetCacheLoadMaskVideo": "hetcache_mask"}  # fmt: skip
+
+
+def numbers(editor) -> dict:
+    """What the server says of its last prompt's run."""
+    history = editor.server.get("/history?max_items=1")
+    (outputs,) = (entry["outputs"] for entry in history.values())
+    (shown,) = (output["hetcache"] for output in outputs.values() if "hetcache" in output)
+    return shown[-1]["report"]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_loads_with_a_panel_on_every_node_of_ours(editor, path):
+    workflow = json.loads(path.read_text())
+    editor.load(workflow)
+    kinds = [node["type"] for node in workflow["nodes"]]
+    assert editor.js("app.graph.nodes.length") == len(kinds)
+    for kind, panel in PANELS.items():
+        found = editor.js(f"app.graph.nodes.filter((n) => n.widgets?.some((w) => w.name === '{panel}')).length")
+        assert found == kinds.count(kind), kind
+    overlaps = editor.js("""app.graph.nodes.flatMap((a) => app.graph.nodes.filter((b) => b.id > a.id
+        && a.pos[0] < b.pos[0] + b.size[0] && b.pos[0] < a.pos[0] + a.size[0]
+        && a.pos[1] < b.pos[1] + b.size[1] && b.pos[1] < a.pos[1] + a.size[1]).map((b) => [a.type, b.type]))""")
+    assert overlaps == []
+
+
+def test_before_anything_ran_the_panels_say_so(editor):
+    assert editor.state("hetcache_live") == editor.state("hetcache_stats") == "blank"
+    assert "Nothing sampled yet" in editor.text("hetcache_live")
+
+
+def test_the_demo_is_watched_and_its_numbers_are_the_servers(editor):
+    editor.look_at("HetCachePatchModel")
+    editor.run()
+    editor.comes_to("hetcache_live", "sampling")
+    editor.picture("1-sampling")
+    editor.comes_to("hetcache_live", "done")
+    editor.picture("2-done")
+    editor.comes_to("hetcache_stats", "done")
+    editor.finished()
+    report, events = numbers(editor), editor.js("HET.events")
+    assert 2 <= len(events) <= STEPS
+    assert [len(event["decisions"]) for event in events] == sorted(len(event["decisions"]) for event in events)
+    assert events[0]["decisions"] == "" and events[-1]["ended"]
+    assert max(len(json.dumps(event)) for event in events) < 2000
+    assert report["decisions"] == events[-1]["decisions"] and len(report["decisions"]) == STEPS
+    speed = f"{report['speed']:.2f}×"
+    assert speed in editor.text("hetcache_stats") and speed in editor.text("hetcache_live")
+    label = editor.js("HET.panel('hetcache_stats').querySelector('.het-timeline').getAttribute('aria-label')")
+    assert f"{STEPS} of {STEPS} evaluations done" in label and report["decisions"] in label
+    rows = editor.js("HET.panel('hetcache_stats').querySelectorAll('details:last-of-type tbody tr').length")
+    assert rows == STEPS
+    editor.look_at("HetCacheStats")
+    editor.picture("3-stats")
+    editor.js("HET.panel('hetcache_stats').querySelectorAll('details').forEach((d) => { d.open = true; })")
+    editor.js("HET.panel('hetcache_stats').scrollTo(0, 330)")
+    editor.picture("4-stats-map")
+
+
+def test_the_token_map_shows_what_was_sent(editor):
+    editor.run()
+    editor.comes_to("hetcache_stats", "done")
+    editor.finished()
+    editor.until("HET.panel('hetcache_stats').querySelector('.het-map > canvas').title !== ''")
+    first = editor.js("HET.panel('hetcache_stats').querySelector('.het-map > canvas').title")
+    assert "generative" in first
+    editor.js("""(() => { const slider = HET.panel('hetcache_stats').querySelector('input[type=range]');
+        slider.value = 0; slider.dispatchEvent(new Event('input')); })()""")
+    assert "latent frame 1 of" in editor.text("hetcache_stats")
+
+
+def test_the_slider_shows_what_the_planner_would_do(editor):
+    editor.run()
+    editor.comes_to("hetcache_plan", "known")
+    editor.finished()
+    editor.set("HetCachePolicySettings", "speed", 2.0)
+    editor.until("Math.abs(Number(HET.panel('hetcache_plan').dataset.predicted) - 2) < 0.3")
+    assert "predicted" in editor.text("hetcache_plan") and "full" in editor.text("hetcache_plan")
+    editor.look_at("HetCachePolicySettings")
+    editor.picture("5-plan")
+    editor.set("HetCachePolicySettings", "speed", 8.0)
+    editor.until("HET.panel('hetcache_plan').textContent.includes('out of reach')")
+    editor.picture("6-plan-out-of-reach")
+    editor.set("HetCachePolicySettings", "speed", 1.0)
+    editor.until("HET.panel('hetcache_plan').textContent.includes('computed in full')")
+    editor.set("HetCachePolicySettings", "schedule", "FXF")
+    editor.until("HET.panel('hetcache_plan').textContent.includes('FXF')")
+
+
+def test_two_prompts_are_told_apart(editor):
+    editor.run()
+    editor.set("KSampler", "seed", 7)
+    editor.run()
+    editor.until("new Set(HET.events.filter((e) => e.ended).map((e) => e.prompt)).size === 2")
+    editor.finished()
+    last = editor.js("HET.events.at(-1).run")
+    assert editor.js("HET.panel('hetcache_live').dataset.run") == last
+    assert editor.state("hetcache_live") == "done"
+
+
+def test_bypassed_it_says_so(editor):
+    editor.js("HET.node('HetCachePatchModel').mode = 4")
+    editor.run()
+    editor.comes_to("hetcache_stats", "plain")
+    editor.finished()
+    assert "bypassed" in editor.text("hetcache_stats")
+    assert editor.js("HET.events.length") == 0
+
+
+def test_at_speed_1_the_reason_is_told(editor):
+    editor.set("HetCachePolicySettings", "speed", 1.0)
+    editor.run()
+    editor.comes_to("hetcache_live", "done")
+    editor.finished()
+    assert "Nothing is being saved: speed 1.0" in editor.text("hetcache_live")
+
+
+def test_a_node_that_is_deleted_takes_its_panel_along(editor):
+    before = editor.js("document.querySelectorAll('[data-hetcache=hetcache_live]').length")
+    editor.run()
+    editor.comes_to("hetcache_live", "sampling")
+    editor.js("app.graph.remove(HET.node('HetCachePatchModel'))")
+    editor.finished()
+    editor.settle()
+    assert before == 1 and editor.js("document.querySelectorAll('[data-hetcache=hetcache_live]').length") == 0
+
+
+def test_in_a_subgraph_and_beside_another_each_patch_model_gets_its_own_news(editor):
+    editor.js("""(() => {
+        const add = (type) => { const node = LiteGraph.createNode(type); app.graph.add(node); return node; };
+        const other = add('HetCachePatchModel'); other.pos = [0, 900];
+        app.graph.convertToSubgraph(new Set([HET.node('HetCachePatchModel', 0)]));
+    })()""")
+    assert editor.js("app.graph.nodes.some((node) => node.subgraph)")
+    editor.run()
+    editor.until("HET.events.some((event) => event.ended)")
+    editor.finished()
+    node = editor.js("HET.events[0].node")
+    assert ":" in node
+    inside = editor.js("HET.all().filter((n) => n.type === 'HetCachePatchModel').map((n) => n.graph !== app.graph)")
+    states = [editor.state("hetcache_live", n) for n in range(2)]
+    assert sorted(zip(inside, states)) == [(False, "blank"), (True, "done")]

@@ -1,0 +1,134 @@
+/** Where news and panels meet: makes the panel of each of our nodes and brings every message to the one it is for. */
+import { keep, keyOf, recall } from "./keep.js";
+import { everyNode, nodeOf, readers } from "./lookup.js";
+import { MASK, maskPanel } from "./mask_panel.js";
+import { PATCH_MODEL, patchPanel } from "./patch_panel.js";
+import { POLICY, policyPanel } from "./policy_panel.js";
+import { STATS, statsPanel } from "./stats_panel.js";
+import { after } from "./widget.js";
+
+const PROGRESS = "hetcache.progress";
+const PLAN = "/hetcache/plan";
+
+export class Desk {
+  /** @param app the host's application @param api its connection to the server */
+  constructor(app, api) {
+    this.app = app;
+    this.api = api;
+    this.panels = new WeakMap(); // node -> its panel; nodes that are removed take theirs along
+  }
+
+  get root() {
+    return this.app.graph; // of the whole workflow, also while a subgraph is open
+  }
+
+  listen() {
+    this.api.addEventListener(PROGRESS, ({ detail }) => this.progress(detail));
+    const ends = { execution_interrupted: "stopped", execution_error: "ended by an error" };
+    for (const [event, word] of Object.entries(ends)) {
+      this.api.addEventListener(event, () => this.each(PATCH_MODEL, (panel) => panel.stopped(word)));
+    }
+    this.api.addEventListener("execution_success", () => this.each(POLICY, (panel) => panel.refresh()));
+  }
+
+  /** Put a panel on a node that wants one. */
+  furnish(node) {
+    const makers = {
+      [PATCH_MODEL]: () => this.furnishPatch(node),
+      [STATS]: () => this.furnishStats(node),
+      [POLICY]: () => this.panels.set(node, policyPanel(node, (settings) => this.plan(node, settings))),
+      [MASK]: () => this.furnishMask(node),
+    };
+    makers[node.comfyClass]?.();
+  }
+
+  furnishPatch(node) {
+    const panel = patchPanel(node);
+    this.panels.set(node, panel);
+    after(node, "onExecuted", (output) => {
+      if (output?.hetcache_untouched) panel.untouched(output.hetcache_untouched[0]);
+    });
+    this.whenPlaced(node, (key) => {
+      const run = recall(key);
+      if (run) panel.show(run);
+    });
+  }
+
+  furnishStats(node) {
+    const panel = statsPanel(node, (file) => this.api.apiURL(`/view?${new URLSearchParams(file)}`));
+    node.hideOutputImages = true; // the host's preview would show the same again
+    this.panels.set(node, panel);
+    after(node, "onExecuted", (output) => {
+      if (!output) return;
+      if (output.hetcache) panel.show(output.hetcache);
+      else if (output.text) panel.plain(output.text[0]);
+      const key = this.keyFor(node);
+      if (key) keep(key, { runs: output.hetcache, text: output.text?.[0] });
+    });
+    this.whenPlaced(node, (key) => {
+      const shown = recall(key);
+      if (shown?.runs) panel.show(shown.runs);
+      else if (shown?.text) panel.plain(shown.text);
+    });
+  }
+
+  furnishMask(node) {
+    const panel = maskPanel(node);
+    this.panels.set(node, panel);
+    after(node, "onExecuted", (output) => {
+      if (!output?.hetcache_mask) return;
+      panel.show(output.hetcache_mask[0]);
+      const key = this.keyFor(node);
+      if (key) keep(key, output.hetcache_mask[0]);
+    });
+    this.whenPlaced(node, (key) => {
+      const mask = recall(key);
+      if (mask) panel.show(mask);
+    });
+  }
+
+  /** What the server would plan with the settings of a node; rejects with words for a person. */
+  async plan(node, settings) {
+    const body = JSON.stringify({ settings, nodes: readers(this.root, node, PATCH_MODEL) });
+    const headers = { "Content-Type": "application/json" };
+    let answer;
+    try {
+      answer = await this.api.fetchApi(PLAN, { method: "POST", headers, body });
+    } catch {
+      throw new Error("the server does not answer");
+    }
+    if (!answer.ok) throw new Error(`the server has no planner (${answer.status}); restart it with HetCache installed`);
+    return answer.json();
+  }
+
+  /** A node gets its id and its graph after it is created; only then it is known what it showed before. */
+  whenPlaced(node, then) {
+    after(node, "onConfigure", () => queueMicrotask(() => {
+      const key = this.keyFor(node);
+      if (key) then(key);
+    }));
+  }
+
+  keyFor(node) {
+    for (const [id, other] of everyNode(this.root)) {
+      if (other === node) return keyOf(this.root.id, id);
+    }
+    return null;
+  }
+
+  progress(run) {
+    const here = this.root?.id;
+    keep(keyOf(run.workflow ?? here, run.node), run);
+    if (run.workflow && here && run.workflow !== here) return; // another tab's workflow; it looks when it is opened
+    const node = nodeOf(this.root, run.node);
+    if (node?.comfyClass === PATCH_MODEL) this.panels.get(node)?.show(run);
+    if (!run.decisions) this.each(POLICY, (panel) => panel.refresh()); // a clip and a mask are known from now on
+  }
+
+  each(kind, act) {
+    for (const [, node] of everyNode(this.root)) {
+      const panel = node.comfyClass === kind && this.panels.get(node);
+      if (panel) act(panel);
+    }
+  }
+}

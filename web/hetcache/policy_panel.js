@@ -1,0 +1,73 @@
+/** On Cache Policy Settings: what the planner would do with these settings, for the clip and mask sampled last. */
+import { el, facts, notes } from "./dom.js";
+import { bytes, percent, times } from "./format.js";
+import { inWords } from "./decisions.js";
+import { legend, timeline } from "./timeline.js";
+import { addPanel, after } from "./widget.js";
+
+export const POLICY = "HetCachePolicySettings";
+const PAUSE = 150; // milliseconds without a change before the server is asked; a slider moves faster than that
+
+/**
+ * @param {(settings: object) => Promise<object>} ask the server for the plan of these settings; rejects where it cannot
+ * @returns {{refresh()}}
+ */
+export function policyPanel(node, ask) {
+  const panel = addPanel(node, "hetcache_plan", "HetCache plan", 190);
+  const watched = new WeakSet();
+  let timer = 0;
+  let asked = 0;
+
+  const settings = () => Object.fromEntries((node.widgets ?? [])
+    .filter((widget) => widget.type !== "hetcache" && widget.value !== undefined)
+    .map((widget) => [widget.name, widget.value]));
+
+  const watch = () => {
+    for (const widget of node.widgets ?? []) { // some come and go with the method
+      if (watched.has(widget) || widget.type === "hetcache") continue;
+      watched.add(widget);
+      after(widget, "callback", refresh);
+    }
+  };
+
+  function refresh() {
+    clearTimeout(timer);
+    timer = setTimeout(async () => {
+      watch();
+      const turn = ++asked;
+      const answer = await ask(settings()).catch((error) => ({ failed: error.message }));
+      if (turn === asked) show(answer);
+    }, PAUSE);
+  }
+
+  function show(plan) {
+    panel.element.dataset.state = plan.failed ? "failed" : plan.error ? "error" : plan.known ? "known" : "unknown";
+    panel.element.dataset.predicted = plan.predicted ?? "";
+    if (plan.failed) return panel.show(notes([`The plan cannot be shown: ${plan.failed}.`], "warn"));
+    if (!plan.known) {
+      return panel.show(el("p", { class: "het-blank" }, "Nothing has run yet. After the first run this shows, for its clip ",
+        "and mask, what these settings would do: speed, steps of each kind, memory."));
+    }
+    if (plan.error) return panel.show(notes([plan.error], "warn"));
+    const online = plan.predicted == null;
+    const full = !online && !/[^F]/.test(plan.planned);
+    return panel.show(
+      el("header", { class: "het-head" }, el("strong", { class: "het-speed" }, online ? "online" : times(plan.predicted)),
+        el("span", {}, online ? "decided while sampling, by the thresholds" : "predicted", el("br"), el("small", {}, clip(plan)))),
+      !online && [timeline({ decisions: "", planned: plan.planned, total: plan.total }), legend(plan.planned)],
+      facts([["steps", online ? String(plan.total) : inWords(plan.planned)],
+        ["context memory", `${bytes(plan.context_bytes)} of ${bytes(plan.budget_bytes)}`, plan.tier]]),
+      notes([full && plan.note ? `Everything would be computed in full: ${plan.note}.` : plan.note], "warn"),
+    );
+  }
+
+  panel.onRemove(() => { clearTimeout(timer); asked++; });
+  after(node, "onConfigure", refresh);
+  after(node, "onConnectionsChange", refresh);
+  refresh();
+  return { refresh };
+}
+
+function clip({ clip: { latent_frames: frames, width, height }, mask_fraction: share, total }) {
+  return `${4 * (frames - 1) + 1} frames of ${width}×${height}, mask ${percent(share)}, ${total} steps`;
+}

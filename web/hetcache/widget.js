@@ -1,0 +1,46 @@
+/** A panel inside a node: a DOM widget that stands in the classic canvas and in Nodes 2.0 alike. */
+import { el } from "./dom.js";
+
+/**
+ * @param node the node it belongs to
+ * @param {string} name of the widget, unique within the node
+ * @param {string} label what it is, for screen readers
+ * @param {number} minHeight in pixels
+ * @param {number} [minWidth] of the node, in pixels
+ * @returns {{element: HTMLElement, show: (...children) => void, onRemove: (f: () => void) => void, resize}}
+ */
+export function addPanel(node, name, label, minHeight, minWidth = 320) {
+  const element = el("section", { class: "het-panel", "aria-label": label, tabindex: 0, "data-hetcache": name });
+  let height = minHeight;
+  const widget = node.addDOMWidget(name, "hetcache", element, {
+    serialize: false, hideOnZoom: false, getMinHeight: () => height,
+  });
+  widget.serialize = false;
+  widget.serializeValue = () => undefined;
+  if (node.size?.[0] < minWidth) node.setSize?.([minWidth, node.size[1]]);
+  const leave = [];
+  after(node, "onRemoved", () => leave.splice(0).forEach((f) => f()));
+  return {
+    element,
+    show: (...children) => element.replaceChildren(...children.flat().filter((c) => c != null && c !== false)),
+    onRemove: (f) => leave.push(f),
+    resize: (pixels) => {
+      if (pixels === height) return;
+      height = pixels;
+      element.style.minHeight = `${pixels - 12}px`;
+      const size = node.computeSize?.();
+      if (size && node.size) node.setSize([Math.max(node.size[0], minWidth), Math.max(node.size[1], size[1])]);
+      node.graph?.setDirtyCanvas?.(true, true);
+    },
+  };
+}
+
+/** Run `then` after a node's own handler of that name, keeping what it returns. */
+export function after(node, name, then) {
+  const before = node[name];
+  node[name] = function (...args) {
+    const result = before?.apply(this, args);
+    then(...args);
+    return result;
+  };
+}
