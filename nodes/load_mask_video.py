@@ -24,6 +24,7 @@ class LoadMaskVideo(io.ComfyNode):
                 node_id="HetCacheLoadMaskVideo",
                 display_name="Load Mask Video",
                 category="image/mask",  # where the host keeps the nodes that give masks
+                has_intermediate_output=True,  # so that the preview comes again with a cached mask
                 search_aliases=["video mask", "import mask", "mask sequence", "alpha video", "matte"],
                 description="Load a mask that changes over time: a video, an animated or still image, a folder of "
                 "images. White is edited, black is kept. With the clip connected it gets the clip's size and length.",

@@ -38,7 +38,8 @@ class PatchModel(io.ComfyNode):
         from ..hetcache_core.hosts import comfyui as host
         from .live import Live
 
-        policy = policy or CachePolicy.preset("balanced")
-        patched, report = host.apply(model, policy, mask, Live(cls.hidden.unique_id))
+        node = getattr(getattr(cls, "hidden", None), "unique_id", None)  # none where a script calls it
+        observer = Live(node) if node is not None else None
+        patched, report = host.apply(model, policy or CachePolicy.preset("balanced"), mask, observer)
         shown = {"hetcache_untouched": (report.untouched,)} if report.untouched else None
         return io.NodeOutput(patched, report, ui=shown)

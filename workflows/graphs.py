@@ -183,7 +183,7 @@ Below 24 GB of graphics memory, lower width and height in *Upscale Image*, or us
 
 def _speed(g, model, advice: str, **policy):
     """The patched model."""
-    settings = g.add("HetCachePolicySettings", tall=660, **policy)
+    settings = g.add("HetCachePolicySettings", tall=690, **policy)
     patched = g.add("HetCachePatchModel", tall=330, model=model, policy=settings["policy"])
     g.note("Note: speed", SPEED_NOTE.format(advice.strip()), 250)
     return patched

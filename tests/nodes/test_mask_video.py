@@ -236,3 +236,15 @@ def test_preview_is_a_small_film_of_the_mask(square, tmp_path):
     frames, rate = read(tmp_path / "p.mp4")
     assert frames.shape == (6, 384, 512) and rate == 12.5
     assert same(frames[:, 4::8, 4::8], square)
+
+
+def test_preview_over_a_clip_is_the_clip_with_the_mask_in_colour(square, tmp_path):
+    mask = torch.from_numpy(square).float() / 255
+    clip = torch.full((4, 48, 64, 3), 0.5)  # shorter than the mask
+    write_preview(str(tmp_path / "p.mp4"), mask, 16, clip)
+    red, _ = read(tmp_path / "p.mp4", "red")
+    blue, _ = read(tmp_path / "p.mp4", "blue")
+    inside, outside = square[:, 4:-4:8, 4:-4:8] > 0, square[:, 4:-4:8, 4:-4:8] == 0
+    red, blue = (plane[:, 4:-4:8, 4:-4:8].astype(int) for plane in (red, blue))
+    assert (red - blue)[inside].min() > 60 and abs(red - blue)[outside].max() < 30
+    assert abs(red[outside] - 128).max() < 20

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import shutil
+import uuid
 from typing import Any
 
 from tests.hosts.comfyui_host import PATIENCE, ROOT, Server, missing
@@ -51,7 +52,7 @@ class Editor:
     """The editor's page. `nodes2` tells which renderer draws the nodes: the classic canvas or Nodes 2.0."""
 
     def __init__(self, browser, server: Server):
-        self.server, self.nodes2, self._said = server, False, []
+        self.server, self.nodes2, self._said, self._seed = server, False, [], 0
         self.page = browser.new_page(viewport={"width": 1280, "height": 800})
         self.page.set_default_timeout(PATIENCE * 1000)
         self.page.on("console", lambda m: self._said.append(m.text) if m.type == "error" else None)
@@ -93,7 +94,9 @@ class Editor:
         self.page.evaluate("([k, w, v, n]) => HET.set(k, w, v, n)", [kind, widget, value, n])
 
     def run(self) -> None:
-        """Queue the workflow; does not wait for it."""
+        """Queue the workflow with a seed of its own, or the host would serve what it has; does not wait for it."""
+        self._seed += 1
+        self.set("KSampler", "seed", self._seed)
         self.js("app.queuePrompt(0).then(() => true)")
 
     def finished(self) -> None:
@@ -130,7 +133,7 @@ class Editor:
 
 
 def demo() -> dict:
-    """The nano demo in the editor's form, small and without what comes after Cache Stats."""
+    """The nano demo in the editor's form, small, without what comes after Cache Stats; a workflow of its own each time."""
     graph = json.loads((ROOT / "workflows" / "hetcache_nano_demo.json").read_text())
     after = ("VAEDecode", "ImageStitch", "CreateVideo", "SaveVideo", "MarkdownNote")
     unwanted = {node["id"] for node in graph["nodes"] if node["type"] in after}
@@ -144,5 +147,5 @@ def demo() -> dict:
         for name, value in values.get(node["type"], {}).items():
             named = node["widgets_values_named"]
             node["widgets_values"][list(named).index(name)] = named[name] = value
-    graph["groups"] = []
+    graph["groups"], graph["id"] = [], str(uuid.uuid4())
     return graph

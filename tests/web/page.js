@@ -24,6 +24,7 @@
       const widget = HET.widget(type, name, n);
       widget.value = value;
       widget.callback?.(value);
+      app.canvas.setDirty(true, true);
     },
     /** An event as the server would send it. */
     tell: (detail) => app.api.dispatchEvent(new CustomEvent("hetcache.progress", { detail })),

@@ -12,10 +12,10 @@ from tests.hosts.comfyui_host import ROOT
 FRAMES = 9
 
 
-@pytest.fixture(scope="module")
-def mask_file(tmp_path_factory):
-    """A video of a mask that is missing in its last four frames."""
-    path = tmp_path_factory.mktemp("mask") / "my mask.mp4"
+@pytest.fixture
+def mask_file(tmp_path, request):
+    """A video of a mask that is missing in its last four frames, under a name that no other test has."""
+    path = tmp_path / f"my {request.node.callspec.id} mask.mp4"
     mask = moving_mask(FRAMES, 96, 96)
     mask[5:] = 0
     with av.open(str(path), "w") as container:
@@ -67,7 +67,7 @@ def test_a_mask_is_taken_in_and_its_numbers_are_shown(with_mask, mask_file, way)
         with with_mask.page.expect_file_chooser() as chooser:
             with_mask.js("void HET.node('HetCacheLoadMaskVideo').widgets.find((w) => w.name === 'upload').callback()")
         chooser.value.set_files(mask_file)
-    with_mask.until("HET.widget('HetCacheLoadMaskVideo', 'file').value.includes('my mask')")
+    with_mask.until("HET.widget('HetCacheLoadMaskVideo', 'file').value.includes('my ')")
     with_mask.run()
     with_mask.comes_to("hetcache_mask", "known")
     with_mask.finished()

@@ -100,7 +100,6 @@ def test_the_slider_shows_what_the_planner_would_do(editor):
 
 def test_two_prompts_are_told_apart(editor):
     editor.run()
-    editor.set("KSampler", "seed", 7)
     editor.run()
     editor.until("new Set(HET.events.filter((e) => e.ended).map((e) => e.prompt)).size === 2")
     editor.finished()

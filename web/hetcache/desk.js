@@ -1,5 +1,5 @@
 /** Where news and panels meet: makes the panel of each of our nodes and brings every message to the one it is for. */
-import { keep, keyOf, recall } from "./keep.js";
+import { keep, keyOf, recall, store } from "./keep.js";
 import { everyNode, nodeOf, readers } from "./lookup.js";
 import { MASK, maskPanel } from "./mask_panel.js";
 import { PATCH_MODEL, patchPanel } from "./patch_panel.js";
@@ -24,6 +24,7 @@ export class Desk {
 
   listen() {
     this.api.addEventListener(PROGRESS, ({ detail }) => this.progress(detail));
+    window.addEventListener("pagehide", store);
     const ends = { execution_interrupted: "stopped", execution_error: "ended by an error" };
     for (const [event, word] of Object.entries(ends)) {
       this.api.addEventListener(event, () => this.each(PATCH_MODEL, (panel) => panel.stopped(word)));
@@ -46,17 +47,23 @@ export class Desk {
     const panel = patchPanel(node);
     this.panels.set(node, panel);
     after(node, "onExecuted", (output) => {
-      if (output?.hetcache_untouched) panel.untouched(output.hetcache_untouched[0]);
+      const reason = output?.hetcache_untouched?.[0];
+      if (!reason) return;
+      panel.untouched(reason);
+      const key = this.keyFor(node);
+      if (key) keep(key, { untouched: reason });
     });
     this.whenPlaced(node, (key) => {
-      const run = recall(key);
-      if (run) panel.show(run);
+      const last = recall(key);
+      if (last?.untouched) panel.untouched(last.untouched);
+      else if (last) panel.show(last);
     });
   }
 
   furnishStats(node) {
     const panel = statsPanel(node, (file) => this.api.apiURL(`/view?${new URLSearchParams(file)}`));
-    node.hideOutputImages = true; // the host's preview would show the same again
+    node.hideOutputImages = true; // the host's preview would show the same again, in Nodes 2.0
+    node.onDrawBackground = () => {}; // and in the classic canvas
     this.panels.set(node, panel);
     after(node, "onExecuted", (output) => {
       if (!output) return;

@@ -7,7 +7,7 @@ export const MASK = "HetCacheLoadMaskVideo";
 
 /** @returns {{show(mask), blank()}} */
 export function maskPanel(node) {
-  const panel = addPanel(node, "hetcache_mask", "Mask numbers", 92, 300);
+  const panel = addPanel(node, "hetcache_mask", "Mask numbers", 138, 300);
   const view = {
     show(mask) {
       panel.element.dataset.state = "known";
@@ -17,7 +17,7 @@ export function maskPanel(node) {
           ["masked", percent(mask.share), "share of all pixels that are edited"],
           ["frames", `${mask.frames} at ${Number(mask.fps.toFixed(2))} fps`],
           ["size", `${mask.width}×${mask.height}`],
-          ["longest without mask", mask.longest_unmasked ? `${mask.longest_unmasked} frames` : "none",
+          ["unmasked in a row", mask.longest_unmasked ? `${mask.longest_unmasked} frames` : "none",
             "most frames in a row that are kept whole"],
         ]),
         notes([advice(mask)], "warn"),

@@ -1,14 +1,16 @@
 /** On HetCache Patch Model: the run, while it samples. */
 import { el, notes } from "./dom.js";
-import { bars, headline, numbers, state } from "./run_view.js";
+import { headline, numbers, state } from "./run_view.js";
+import { legend, Timeline } from "./timeline.js";
 import { addPanel } from "./widget.js";
 
 export const PATCH_MODEL = "HetCachePatchModel";
 
 /** @returns {{show(run), stopped(why), untouched(reason), blank()}} */
 export function patchPanel(node) {
-  const panel = addPanel(node, "hetcache_live", "HetCache progress", 224);
+  const panel = addPanel(node, "hetcache_live", "HetCache progress", 232);
   let last = null;
+  let timeline = null; // of the run on show; it is kept while the run goes on, the rest is small
 
   const why = (run) => {
     const nothing = !/[^F]/.test(run.planned + run.decisions) && run.note;
@@ -17,6 +19,7 @@ export function patchPanel(node) {
 
   const view = {
     show(run, stopped = "") {
+      if (last?.run !== run.run || !timeline?.update(run)) timeline = new Timeline(run);
       last = run;
       const which = run.number > 1 ? `sampling run ${run.number}: ` : "";
       const word = run.ended ? "done" : stopped || (run.decisions ? "sampling" : "starting");
@@ -24,10 +27,11 @@ export function patchPanel(node) {
       panel.element.dataset.run = run.run;
       panel.show(
         headline(run, run.ended ? "measured" : "so far"),
-        bars(run),
+        notes([why(run), ...run.warnings], "warn"),
+        timeline.element,
+        legend(run.decisions + run.planned),
         state(run, `${which}${word}`),
         numbers(run),
-        notes([why(run), ...run.warnings], "warn"),
       );
     },
     /** The host says that the prompt ended before the run did. */

@@ -2,7 +2,7 @@
 import { el, facts, notes } from "./dom.js";
 import { bytes, percent, times } from "./format.js";
 import { inWords } from "./decisions.js";
-import { legend, timeline } from "./timeline.js";
+import { legend, Timeline } from "./timeline.js";
 import { addPanel, after } from "./widget.js";
 
 export const POLICY = "HetCachePolicySettings";
@@ -13,7 +13,7 @@ const PAUSE = 150; // milliseconds without a change before the server is asked; 
  * @returns {{refresh()}}
  */
 export function policyPanel(node, ask) {
-  const panel = addPanel(node, "hetcache_plan", "HetCache plan", 190);
+  const panel = addPanel(node, "hetcache_plan", "HetCache plan", 216);
   const watched = new WeakSet();
   let timer = 0;
   let asked = 0;
@@ -54,10 +54,10 @@ export function policyPanel(node, ask) {
     return panel.show(
       el("header", { class: "het-head" }, el("strong", { class: "het-speed" }, online ? "online" : times(plan.predicted)),
         el("span", {}, online ? "decided while sampling, by the thresholds" : "predicted", el("br"), el("small", {}, clip(plan)))),
-      !online && [timeline({ decisions: "", planned: plan.planned, total: plan.total }), legend(plan.planned)],
+      notes([full && plan.note ? `Everything would be computed in full: ${plan.note}.` : plan.note], "warn"),
+      !online && [new Timeline({ decisions: "", planned: plan.planned, total: plan.total, live: false }).element, legend(plan.planned)],
       facts([["steps", online ? String(plan.total) : inWords(plan.planned)],
         ["context memory", `${bytes(plan.context_bytes)} of ${bytes(plan.budget_bytes)}`, plan.tier]]),
-      notes([full && plan.note ? `Everything would be computed in full: ${plan.note}.` : plan.note], "warn"),
     );
   }
 

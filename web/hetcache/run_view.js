@@ -2,7 +2,7 @@
 import { inWords } from "./decisions.js";
 import { el, facts } from "./dom.js";
 import { bytes, percent, seconds, times } from "./format.js";
-import { timeline, legend } from "./timeline.js";
+import { legend, Timeline } from "./timeline.js";
 
 /** Speed, large, against what was asked for and what was predicted. */
 export function headline(run, word) {
@@ -17,7 +17,7 @@ export function headline(run, word) {
 }
 
 export function bars(run) {
-  return [timeline(run), legend(run.decisions + run.planned)];
+  return [new Timeline(run).element, legend(run.decisions + run.planned)];
 }
 
 /** "sampling, 6 of 16: 2 full, 4 reuse" */

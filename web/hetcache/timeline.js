@@ -7,31 +7,56 @@ const HEIGHT = 44; // of the bars, in units of the drawing, which is 1000 wide
 const LETTERS_UP_TO = 40; // evaluations; beyond, letters would touch
 
 /**
- * @param {{decisions: string, planned: string, total: number, seconds?: number[]}} run what was done, and what is planned
- * @returns {HTMLElement} with a text alternative
+ * @typedef {{decisions: string, planned: string, total: number, seconds?: number[], live?: boolean}} Run
+ *   what was done, and what is planned; with `live: false` nothing is under way
  */
-export function timeline({ decisions, planned, total, seconds: took = [] }) {
-  const count = Math.max(total || 0, decisions.length, planned.length, 1);
-  const step = 1000 / count;
-  const gap = Math.min(6, step * 0.15);
-  const bars = Array.from({ length: count }, (_, i) => {
-    const done = i < decisions.length;
+
+/** How many evaluations a run has or is going to have. */
+const length = ({ decisions, planned, total }) => Math.max(total || 0, decisions.length, planned.length, 1);
+
+/** A timeline with a text alternative; `update` follows a run and touches only what has changed. */
+export class Timeline {
+  /** @param {Run} run */
+  constructor(run) {
+    this.count = length(run);
+    this.shown = []; // of each bar, what it shows
+    this.titles = Array.from({ length: this.count }, () => svg("title"));
+    this.bars = this.titles.map((title) => svg("rect", {}, title));
+    this.letters = this.bars.map(() => el("span"));
+    const drawing = { viewBox: `0 0 1000 ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" };
+    this.element = el("div", { class: "het-timeline", role: "img" }, svg("svg", drawing, this.bars),
+      this.count <= LETTERS_UP_TO && el("div", { class: "het-letters", "aria-hidden": "true" }, this.letters));
+    this.update(run);
+  }
+
+  /** @param {Run} run of as many evaluations as before @returns {boolean} whether it is */
+  update(run) {
+    if (length(run) !== this.count) return false;
+    for (let i = 0; i < this.count; i++) this.bar(i, run);
+    const words = describe(run.decisions, run.planned, this.count);
+    this.element.setAttribute("aria-label", words);
+    this.element.title = words;
+    return true;
+  }
+
+  bar(i, { decisions, planned, seconds: took = [], live = true }) {
     const letter = decisions[i] ?? planned[i] ?? "";
+    const state = i < decisions.length ? "done" : live && i === decisions.length ? "next" : "planned";
+    const shows = `${letter}${state}${took[i]}`;
+    if (this.shown[i] === shows) return;
+    this.shown[i] = shows;
     const kind = decision(letter);
+    const step = 1000 / this.count;
+    const gap = Math.min(6, step * 0.15);
     const height = letter ? Math.max(kind.height * HEIGHT, 4) : 4;
-    const state = done ? "done" : i === decisions.length ? "next" : "planned";
-    const classes = `het-bar het-${letter || "unknown"} het-${state}`;
-    const text = `${i + 1}: ${letter ? kind.name : "not decided yet"}` +
-      (done && took[i] != null ? `, ${seconds(took[i])}` : done ? "" : ", planned");
-    return svg("rect", { class: classes, x: i * step + gap / 2, y: HEIGHT - height, width: step - gap, height },
-      svg("title", {}, text));
-  });
-  const drawing = svg("svg", { viewBox: `0 0 1000 ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" }, bars);
-  const row = Array.from({ length: count }, (_, i) =>
-    el("span", { class: i < decisions.length ? "" : "het-planned" }, decisions[i] ?? planned[i] ?? "·"));
-  const words = describe(decisions, planned, count);
-  return el("div", { class: "het-timeline", role: "img", "aria-label": words, title: words }, drawing,
-    count <= LETTERS_UP_TO && el("div", { class: "het-letters", "aria-hidden": "true" }, row));
+    const place = { class: `het-bar het-${letter || "unknown"} het-${state}`, x: i * step + gap / 2, y: HEIGHT - height,
+      width: step - gap, height };
+    for (const [name, value] of Object.entries(place)) this.bars[i].setAttribute(name, value);
+    const ending = state !== "done" ? ", planned" : took[i] != null ? `, ${seconds(took[i])}` : "";
+    this.titles[i].textContent = `${i + 1}: ${letter ? kind.name + ending : "not decided yet"}`;
+    this.letters[i].textContent = letter || "·";
+    this.letters[i].className = state === "done" ? "" : "het-planned";
+  }
 }
 
 /** The text alternative. */

@@ -4,7 +4,7 @@ import { el } from "./dom.js";
 /** What the numbers of a map mean; the patterns tell them apart without colour. */
 const USES = [
   { name: "forecast only", tint: [0, 0, 0, 0.62], pattern: "none" },
-  { name: "context remembered", tint: [120, 120, 120, 0.3], pattern: "none" },
+  { name: "context remembered", tint: [120, 120, 120, 0.3], pattern: "dash" },
   { name: "context computed", tint: [0, 158, 115, 0.55], pattern: "dot" },
   { name: "margin", tint: [86, 180, 233, 0.6], pattern: "line" },
   { name: "generative", tint: [230, 159, 0, 0.6], pattern: "cross" },
@@ -73,6 +73,7 @@ function paint(pen, x, y, side, { tint: [r, g, b, a], pattern }) {
   const [near, far] = [0.3 * side, 0.65 * side];
   pen.beginPath();
   if (pattern === "dot") pen.arc(x + side / 2, y + side / 2, 0.15 * side, 0, 7);
+  if (pattern === "dash") { pen.moveTo(x + near, y + side / 2); pen.lineTo(x + far, y + side / 2); }
   if (pattern === "line" || pattern === "cross") { pen.moveTo(x + near, y + far); pen.lineTo(x + far, y + near); }
   if (pattern === "cross") { pen.moveTo(x + near, y + near); pen.lineTo(x + far, y + far); }
   pen.stroke();
