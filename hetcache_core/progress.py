@@ -42,7 +42,7 @@ def snapshot(stats: RunStats, total: int, wait: bool = False) -> dict:
         "planned": view.planned,
         "decisions": view.decisions,
         "seconds": [round(r.seconds, 4) for r in records],
-        "speed": round(view.speed, 3) if records else None,
+        "speed": view.speed if records else None,
         "estimated": view.speed_is_estimated,
         "target": policy.speed if aims else None,
         "predicted": view.predicted_speed,

@@ -57,7 +57,7 @@ def test_there_is_at_most_one_event_an_evaluation_and_the_last_tells_the_end(bro
     assert [len(e["decisions"]) for e in events] == [0, 2, 3, 4, 5, 6]
     assert all(e["planned"] == "FFPRPF" and e["total"] == STEPS and e["node"] == "7" for e in events)
     assert [e["ended"] for e in events] == [False] * (STEPS - 1) + [True]
-    assert events[-1]["decisions"] == stats.decisions and events[-1]["speed"] == round(stats.speed, 3)
+    assert events[-1]["decisions"] == stats.decisions and events[-1]["speed"] == stats.speed
     assert len({e["run"] for e in events}) == 1 and events[0]["workflow"] == "flow"
     assert max(len(json.dumps(e)) for e in events) < 2000
 
@@ -117,7 +117,8 @@ def test_an_event_of_a_long_run_takes_less_than_two_milliseconds(browser):
         watcher.evaluated(stats)
         watcher._send(stats)
         took.append(time.perf_counter() - begun)
-    assert statistics.median(took) < 2e-3, statistics.median(took)
+    print(f"median {1000 * statistics.median(took):.2f} ms an event")
+    assert statistics.median(took) < 2e-3
 
 
 def test_the_planner_is_asked_about_the_last_run(browser):

@@ -133,7 +133,7 @@ class Editor:
 
 
 def demo() -> dict:
-    """The nano demo in the editor's form, small, without what comes after Cache Stats; a workflow of its own each time."""
+    """The nano demo in the editor's form, small and without what comes after Cache Stats; with an id of its own."""
     graph = json.loads((ROOT / "workflows" / "hetcache_nano_demo.json").read_text())
     after = ("VAEDecode", "ImageStitch", "CreateVideo", "SaveVideo", "MarkdownNote")
     unwanted = {node["id"] for node in graph["nodes"] if node["type"] in after}

@@ -1,9 +1,9 @@
 /** The kinds of evaluation: letter, name, and how a bar of each stands out without colour (height and texture). */
 export const DECISIONS = {
   F: { name: "full", height: 1.0, says: "every token computed" },
-  B: { name: "blocks", height: 0.8, says: "some blocks computed, the others reused" },
+  B: { name: "blocks", height: 0.75, says: "some blocks computed, the others reused" },
+  G: { name: "guidance", height: 0.65, says: "computed without the negative prompt, whose share is reused" },
   P: { name: "partial", height: 0.55, says: "the masked region and a little context computed" },
-  G: { name: "guidance", height: 0.4, says: "computed without the negative prompt, whose share is reused" },
   R: { name: "reuse", height: 0.18, says: "nothing computed, a forecast" },
 };
 
