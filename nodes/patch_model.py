@@ -31,6 +31,7 @@ class PatchModel(io.ComfyNode):
                 Report.Output(display_name="stats", tooltip="Connect to Cache Stats."),
             ],
             hidden=[io.Hidden.unique_id],
+            not_idempotent=True,  # its outputs know the node they came from: they are no other node's
         )
 
     @classmethod

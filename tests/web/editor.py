@@ -14,7 +14,7 @@ from tests.hosts.comfyui_host import PATIENCE, ROOT, Server, missing
 
 OUT = ROOT / "out" / "web"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FRAMES, SIDE, STEPS = 9, 96, 12  # of the nano demo in tests
+FRAMES, SIDE, STEPS = 17, 96, 14  # of the nano demo in tests
 # What the host's own page says where there is no network, or while it starts.
 NOISE = ("Failed to load resource", "graph accessed before initialization", "ERR_NAME_NOT_RESOLVED", "net::ERR_")
 

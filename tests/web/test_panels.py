@@ -29,6 +29,10 @@ def test_a_workflow_loads_with_a_panel_on_every_node_of_ours(editor, path):
     for kind, panel in PANELS.items():
         found = editor.js(f"app.graph.nodes.filter((n) => n.widgets?.some((w) => w.name === '{panel}')).length")
         assert found == kinds.count(kind), kind
+    for node in (n for n in workflow["nodes"] if n["type"] in PANELS):  # a panel among the widgets shifts no value
+        widgets = f"app.graph.getNodeById({node['id']}).widgets"
+        got = editor.js(f"Object.fromEntries({widgets}.map((widget) => [widget.name, widget.value]))")
+        assert {name: got.get(name) for name in node["widgets_values_named"]} == node["widgets_values_named"]
     overlaps = editor.js("""app.graph.nodes.flatMap((a) => app.graph.nodes.filter((b) => b.id > a.id
         && a.pos[0] < b.pos[0] + b.size[0] && b.pos[0] < a.pos[0] + a.size[0]
         && a.pos[1] < b.pos[1] + b.size[1] && b.pos[1] < a.pos[1] + a.size[1]).map((b) => [a.type, b.type]))""")
