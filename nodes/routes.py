@@ -80,7 +80,7 @@ def forecast(policy: CachePolicy, setup: RunSetup) -> dict:
         "planned": planned.decisions if planned else "",
         "predicted": planned.predicted_speed if planned else None,
         "target": policy.speed if policy.method == "plan" and not policy.schedule else None,
-        "context_bytes": held,
+        "held_bytes": held,
         "budget_bytes": round(policy.memory_budget_mb * 2**20),
         "tier": str(tier),
         "mask_fraction": setup.classes.mask_fraction if setup.classes else 0.0,

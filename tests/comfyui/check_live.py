@@ -127,7 +127,7 @@ def test_the_planner_is_asked_about_the_last_run(browser):
     assert setup is not None and setup is live.last_setups.find(["no such node"])
     same = routes.forecast(core.CachePolicy(speed=2.0), setup)
     assert same["planned"] == stats.planned and same["predicted"] == stats.predicted_speed
-    assert same["context_bytes"] == stats.planned_context_bytes and same["total"] == 20
+    assert same["held_bytes"] == stats.planned_context_bytes + stats.planned_block_bytes and same["total"] == 20
     faster = routes.forecast(core.CachePolicy(speed=3.0), setup)
     assert faster["predicted"] > same["predicted"]
     assert "out of reach" in routes.forecast(core.CachePolicy(speed=8.0, max_reuse=0), setup)["note"]

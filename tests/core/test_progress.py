@@ -92,7 +92,7 @@ def test_a_run_leaves_its_map_behind():
     touched[:, :3, :3] = True
     sigmas = tuple(torch.linspace(1, 0, 21).tolist())
     setup = RunSetup(TokenGrid(3, 8, 8), sigmas, ModelShape(256, 4, 512), classify(touched))
-    engine = Engine(CachePolicy(speed=3.0, profile="wan"), setup, announce=False)
+    engine = Engine(CachePolicy(speed=3.0, profile="wan"), setup)
     assert "P" in engine.stats.planned
     uses = token_map(engine.stats)
     assert set(np.unique(uses)) == {REMEMBERED, GENERATIVE}

@@ -57,7 +57,7 @@ export function policyPanel(node, ask) {
       notes([full && plan.note ? `Everything would be computed in full: ${plan.note}.` : plan.note], "warn"),
       !online && [new Timeline({ decisions: "", planned: plan.planned, total: plan.total, live: false }).element, legend(plan.planned)],
       facts([["steps", online ? String(plan.total) : inWords(plan.planned)],
-        ["context memory", `${bytes(plan.context_bytes)} of ${bytes(plan.budget_bytes)}`, plan.tier]]),
+        ["memory held", `${bytes(plan.held_bytes)} of ${bytes(plan.budget_bytes)}`, plan.tier]]),
     );
   }
 

@@ -28,10 +28,10 @@ export function state(run, word) {
 }
 
 export function numbers(run) {
-  const held = run.ended ? run.peak_context_bytes : run.context_bytes;
+  const held = run.ended ? run.peak_held_bytes : run.held_bytes;
   return facts([
     ["time saved", seconds(run.decisions ? run.saved_seconds : null), "against computing every step in full"],
-    ["context memory", `${bytes(held)} of ${bytes(run.budget_bytes)}`, `${run.ended ? "most held" : "held now"}, and your budget`],
+    ["memory held", `${bytes(held)} of ${bytes(run.budget_bytes)}`, `${run.ended ? "most of it" : "now"}, and your budget`],
     ["mask", percent(run.mask_fraction), "share of the clip that is edited, in tokens"],
   ]);
 }
