@@ -28,7 +28,7 @@ from hetcache_core.quality import compare
 from nano.clips import HELD_OUT, make_clip
 
 ROOT = Path(__file__).resolve().parent.parent
-THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
+THRESHOLDS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5)
 MASK = (0.15, 0.20)
 KEPT = ("decisions", "predicted_speed", "peak_context_bytes", "peak_forecast_bytes")
 
