@@ -14,5 +14,6 @@ comfy.options.enable_args_parsing()
 
 import comfy.model_management  # noqa: E402
 import torch  # noqa: E402
+import utils.extra_config  # noqa: E402, F401 - as the host starts: later another `utils` may stand in its place
 
 torch.set_num_threads(1)
