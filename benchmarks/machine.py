@@ -12,8 +12,6 @@ import torch
 
 def describe() -> dict[str, str | int]:
     """Processor or card, threads, versions, and the commit, for the head of a results file."""
-    root = Path(__file__).resolve().parent.parent
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True)
     cuda = torch.cuda.is_available()
     return {
         "device": torch.cuda.get_device_name() if cuda else _processor(),
@@ -21,8 +19,20 @@ def describe() -> dict[str, str | int]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "diffusers": version("diffusers"),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": _commit(),
     }
+
+
+def _commit() -> str:
+    """Short hash, ``-dirty`` where tracked files differ from it; files that benchmarks write do not count."""
+
+    def git(*arguments: str) -> str:
+        found = subprocess.run(["git", *arguments], cwd=Path(__file__).resolve().parent, capture_output=True, text=True)
+        return found.stdout.strip()
+
+    written = (":(exclude,top)benchmarks/results", ":(exclude,top)benchmarks/rivals/*.json")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", *written)
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
 
 
 def _processor() -> str:
