@@ -197,6 +197,11 @@ MAGCACHE_KNOBS = tuple(
     for retention in (0.2, 0.1) for longest in (1, 2, 3, 4, 6) for threshold in (0.03, 0.06, 0.12, 0.3)
 )  # fmt: skip
 
+MIXCACHE_KNOBS = tuple(
+    {"trigger": trigger, "deviation": deviation}
+    for trigger in (0.035, 0.1, 1.0) for deviation in (0.03, 0.1, 0.3, 1.0)
+)  # fmt: skip
+
 METHODS: dict[str, Method] = {
     "ours": Method("**HetCache**", policy=_ours(), kind="ours"),
     "forecast": Method("our forecasts alone", policy=_forecast, kind="ablation"),
@@ -210,8 +215,11 @@ METHODS: dict[str, Method] = {
         "HetCache paper", policy=_paper("hetcache"), kind="paper", every_speed=False,
         knobs=_thresholds(0.01, 0.02, 0.03, 0.045, 0.07, 0.1, 0.15, 0.22, 0.33, 0.5, 0.8),
     ),
-    "profilingdit": Method("ProfilingDiT", policy=_paper("profilingdit"), kind="paper", every_speed=False),
-    "mixcache": Method("MixCache", policy=_paper("mixcache"), kind="paper", every_speed=False),
+    "profilingdit": Method(
+        "ProfilingDiT", policy=_paper("profilingdit"), kind="paper", every_speed=False,
+        knobs=tuple({"interval": interval} for interval in (2, 3, 4, 6, 8, 12)),
+    ),
+    "mixcache": Method("MixCache", policy=_paper("mixcache"), kind="paper", knobs=MIXCACHE_KNOBS),
     "fewer-steps": Method("fewer steps", _fewer_steps),
     "easycache": Method(
         "EasyCache", _easycache,
