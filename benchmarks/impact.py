@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.calibrate import STEPS
-from benchmarks.latent import LatentEdit, pipeline
+from benchmarks.latent import LatentEdit
 from hetcache_core import CachePolicy, ErrorProfile
 from hetcache_core.block_profile import sampled_weights, split_for
 from hetcache_core.costs import ModelShape
@@ -35,11 +35,11 @@ class Perturbation:
     """Noise on what one granularity reuses, by forward hooks on the transformer.
 
     Args:
-        kind: ``step``, ``cfg`` or ``block``.
+        model: the transformer. kind: ``step``, ``cfg`` or ``block``.
     """
 
-    def __init__(self, kind: str):
-        self.kind, self.model = kind, pipeline().transformer
+    def __init__(self, model: torch.nn.Module, kind: str):
+        self.model, self.kind = model, kind
         self.calls, self.random = 0, torch.Generator().manual_seed(0)
         self.cond = self.noise = None
         self.added: dict[int, Tensor] = {}
@@ -100,7 +100,7 @@ def measure(edit: LatentEdit, kinds: tuple[str, ...]) -> list[float]:
     reference, stats = edit.sample(STEPS, CachePolicy(method="measure"))
     found = []
     for kind in kinds:
-        with Perturbation(kind):
+        with Perturbation(edit.pipe.transformer, kind):
             result, _ = edit.sample(STEPS, None)
         error = edit.error(result, reference, stats.classes.generative)
         found.append(error / (NOISE * (LAST - FIRST) ** 0.5))

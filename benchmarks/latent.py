@@ -18,9 +18,13 @@ from nano import vae as nano_vae
 from nano.clips import Clip
 
 
-@functools.cache
 def pipeline(sampler: str = "euler"):
     """The stock nano pipeline with a sampler, loaded once."""
+    return _loaded(sampler)
+
+
+@functools.cache  # of the plain argument: a cache on a default would hold pipeline() and pipeline("euler") apart
+def _loaded(sampler: str):
     pipe = nano.load_pipeline(sampler)
     pipe.set_progress_bar_config(disable=True)
     return pipe

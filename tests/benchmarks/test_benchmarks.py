@@ -6,8 +6,10 @@ import pytest
 
 pytest.importorskip("diffusers", reason="the benchmarks need diffusers")
 
-from benchmarks import costs, quality, real_size, report
+from benchmarks import costs, impact, quality, real_size, report
+from benchmarks.latent import LatentEdit
 from hetcache_core import CachePolicy
+from nano.clips import TUNING, make_clip
 
 README = Path(report.ROOT) / "README.md"
 
@@ -76,3 +78,9 @@ def test_real_size_runs_small(tmp_path):
     assert 0 < rows["weighted prune"]["ideal_partial_over_full"] < rows["on the device"]["ideal_partial_over_full"] < 1
     (run,) = result["runs"]
     assert run["decisions"].count("F") < 12 and run["predicted_speed"] > 1.5
+
+
+def test_an_impact_is_measured_on_the_model_that_runs():
+    clip = make_clip(TUNING[0], 5, 64, 64, mask_fraction=(0.2, 0.3))
+    found = impact.measure(LatentEdit(clip, 4.0), ("step", "cfg", "block"))
+    assert all(value > 1e-4 for value in found)
