@@ -56,5 +56,3 @@ def edited(setting: Setting, index: int, wanted: list[tuple[str, float, Knobs]])
             rows[-1] |= {"speed": setting.steps / fewer(setting.steps, speed), "held_bytes": 0}
     rows[0]["clip_seconds"] = time.perf_counter() - began
     return rows
-
-
