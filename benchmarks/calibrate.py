@@ -23,7 +23,7 @@ from benchmarks.latent import LatentEdit
 from benchmarks.machine import describe
 from hetcache_core import CachePolicy, ErrorProfile
 from hetcache_core.costs import Costs
-from hetcache_core.plan import Rules, error_terms
+from hetcache_core.error_model import Rules, error_terms
 from hetcache_core.profile import CURVES
 from hetcache_core.stats import RunStats
 from nano.clips import TUNING, make_clip

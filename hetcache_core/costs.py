@@ -40,12 +40,17 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Costs:
-    """Cost of a partial evaluation, a reuse, and one that reuses background blocks or guidance, in full evaluations."""
+    """What evaluations cost, in full ones: a partial one, a reuse, one that reuses background blocks or guidance."""
 
     partial: float
     reuse: float = 0.003
     blocks: float = 1.0
     guidance: float = 1.0
+
+    @property
+    def half(self) -> float:
+        """A partial one that reuses guidance."""
+        return self.partial * self.guidance
 
     def __post_init__(self):
         if not 0 < self.partial or not 0 <= self.reuse or not 0 < self.blocks or not 0 < self.guidance:

@@ -6,7 +6,6 @@ model (on everything, or on a selection of tokens), and routes self-attention th
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Hashable
 
@@ -15,20 +14,19 @@ from torch import Tensor
 
 from .block_scores import BlockScores
 from .blocks import BlockCache
+from .error_model import BLOCKS, FULL, GUIDANCE, HALF, PARTIAL, PARTS, REUSE
 from .forecasts import Forecasts
 from .guidance import Streams
 from .memory import NO_MEMORY
 from .methods import Method, Planned
 from .packing import to_patches, unpack
 from .partial import Partials
-from .plan import BLOCKS, FULL, GUIDANCE, PARTIAL, REUSE, Plan
+from .plan import Plan
 from .policy import CachePolicy
 from .prepare import prepare
-from .routing import Routing, named
+from .routing import Routing, log, named
 from .setup import RunSetup, why_full
 from .stats import RunStats, Stopwatch
-
-log = logging.getLogger("hetcache")
 
 Compute = Callable[..., Tensor]  # see Engine.evaluate
 
@@ -124,12 +122,13 @@ class Engine(Routing):
             output, reason = self._partial(sample, compute)
         elif decision == BLOCKS:
             output, reason = self._with_blocks_reused(sample, compute)
-        elif decision == GUIDANCE:
+        elif decision in (GUIDANCE, HALF):
             output, reason = self._with_guidance_reused(sample, compute)
         if output is None:
             decision, output = FULL, self._full(sample, compute)
+        parts = {PARTIAL, HALF}
         computed = (
-            len(self.partials.selection) if decision == PARTIAL else 0 if decision == REUSE else self.setup.grid.size
+            len(self.partials.selection) if decision in parts else 0 if decision == REUSE else self.setup.grid.size
         )
         held, kept, deltas = (s.bytes if s else 0 for s in (self.partials, self._forecasts, self.blocks))
         self.stats.add(evaluation, self._sigma, decision, reason, computed, watch, held, kept, deltas)
@@ -165,51 +164,27 @@ class Engine(Routing):
         sigmas = self.setup.sigmas
         self._sigma = sigmas[evaluation] if evaluation < len(sigmas) else 0.0
         self._decision, self._reason = (FULL, self._after_end) if self.closed else self.method.decide(evaluation)
-        if self._off.get(self._decision):
-            self._decision, self._reason = FULL, self._off[self._decision]
+        if reason := self._why_off(self._decision):
+            self._decision, self._reason = FULL, reason
         if self.partials:
             self.partials.selection = None
             self._forecasts.begin()
         for kind, store in ((PARTIAL, self.partials), (BLOCKS, self.blocks)):
-            if store and self._decision != kind and not self._expects(kind, evaluation):
+            if store and kind not in PARTS.get(self._decision, self._decision) and not self._expects(kind, evaluation):
                 store.clear()
+
+    def _why_off(self, decision: str) -> str:
+        """Why this kind of evaluation is no more done in this run, or empty."""
+        return next((self._off[kind] for kind in PARTS.get(decision, decision) if self._off.get(kind)), "")
 
     def _expects(self, kind: str, evaluation: int) -> bool:
         return not self._off[kind] and self.method.expects(kind, evaluation)
-
-    def _trouble(self, text: str) -> str:
-        """Say once what went wrong, in the log and in the statistics."""
-        if self.stats.warn(text):
-            log.warning("HetCache goes on in full: %s", text)
-        return text
 
     def give_up(self, text: str) -> None:
         """Compute the rest of this run in full; `text` says why."""
         self._after_end = self._trouble(text)
         self._decision, self._reason = FULL, text
         self.close()
-
-    def give_up_partials(self, text: str) -> None:
-        """No more partial evaluations in this run, this one's other streams included: guidance must not mix them."""
-        self._give_up(PARTIAL, self.partials, text)
-        self.stats.block_scores = None
-
-    def give_up_blocks(self, text: str) -> None:
-        """The same for evaluations that reuse blocks."""
-        self._give_up(BLOCKS, self.blocks, text)
-
-    def give_up_profiling(self, text: str) -> None:
-        """What the blocks look at is not measured in this run; `text` says why."""
-        self.stats.block_scores = None
-        self._trouble(text)
-
-    def _give_up(self, kind: str, store: Partials | BlockCache | None, text: str) -> None:
-        self._off[kind] = self._trouble(text)
-        if self._decision == kind:
-            self._decision, self._reason = FULL, text
-        if store:
-            store.mode = "idle"
-            store.clear()
 
     # ---- act
 
@@ -246,9 +221,7 @@ class Engine(Routing):
             return None, "this stream's context is not remembered yet"
 
         def act() -> Tensor | None:
-            selection = self.partials.selection
-            if selection is None:
-                selection = self.partials.select(self._forecasts[self.streams[0]].computed_at)
+            selection = self._select()
             self.partials.mode = "join"
             packed = compute(selection)
             self.partials.mode = "idle"
@@ -256,7 +229,6 @@ class Engine(Routing):
             if not torch.isfinite(patches).all():
                 return None
             self._record(sample, patches, selection)
-            self.stats.last_selection = selection
             return self._forecast(sample).to(packed.dtype)
 
         output, trouble = self._attempt(act, "a partial evaluation")
@@ -283,23 +255,47 @@ class Engine(Routing):
         return output, trouble or self._reason
 
     def _with_guidance_reused(self, sample: Tensor, compute: Compute) -> tuple[Tensor | None, str]:
-        """The prediction and why it was made, or None and why it could not be."""
-        why_not = self._forecasts.guidance.why_not(self.streams)
+        """The prediction and why it was made, or None and why it could not be; on a selection, of a half evaluation."""
+        half, guidance = self._decision == HALF, self._forecasts.guidance
+        why_not, streams = guidance.why_not(self.streams), self.streams
+        if not why_not and half and not guidance.computed and not self.partials.has((self._anchor,)):
+            why_not = "this stream's context is not remembered yet"
         if why_not:
             return None, why_not
-        position = self.setup.position(self._evaluation)
+
+        def run(index: int) -> Tensor:
+            self.streams = streams[index : index + 1]  # whose layers are routed
+            if selection is not None:
+                self.partials.mode = "join"
+            output = compute(selection, index)
+            self._idle()
+            return output
 
         def act() -> Tensor | None:
-            output = self._forecasts.guided(self.streams, sample, compute, position, self._sigma)
+            position = self.setup.position(self._evaluation)
+            output = self._forecasts.guided(streams, sample, run, position, self._sigma, selection)
             if not torch.isfinite(output).all():
                 return None
+            self.streams = streams
             self._observe(to_patches(output).float(), None)
             return output
 
+        selection = self._select() if half else None
         output, trouble = self._attempt(act, "an evaluation with reused guidance")
+        self.streams = streams
         if trouble:
             self._give_up(GUIDANCE, None, trouble)
         return output, trouble or self._reason
+
+    @property
+    def _anchor(self) -> Hashable:
+        return self.streams[self._forecasts.guidance.anchor(self.streams)]
+
+    def _select(self) -> Tensor:
+        """The tokens of this evaluation, the same for all its calls."""
+        if self.partials.selection is None:
+            self.stats.last_selection = self.partials.select(self._forecasts[self.streams[0]].computed_at)
+        return self.partials.selection
 
     def _attempt(self, act: Callable[[], Tensor | None], name: str) -> tuple[Tensor | None, str]:
         """Do what a model may object to; None and what went wrong where it does, or where the outcome is not finite."""

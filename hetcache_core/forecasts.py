@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .forecast import Forecast, to_v, to_x0
 from .guidance import Guidance, Streams
-from .packing import from_patches, to_patches
+from .packing import from_patches, to_patches, unpack
 
 
 class Forecasts(dict[Hashable, Forecast]):
@@ -89,13 +89,20 @@ class Forecasts(dict[Hashable, Forecast]):
         return self._to_latent(rows, sample, sigma)
 
     def guided(
-        self, streams: Streams, sample: Tensor, compute: Callable[..., Tensor], position: float, sigma: float
+        self,
+        streams: Streams,
+        sample: Tensor,
+        compute: Callable[[int], Tensor],
+        position: float,
+        sigma: float,
+        selection: Tensor | None = None,
     ) -> Tensor:
         """One call's prediction with one stream of the evaluation computed and the others derived from it.
 
         Args:
-            streams, sample, position, sigma: as in :meth:`record`.
-            compute: ``compute(None, i)`` runs the model on ``streams[i]`` alone.
+            streams, sample, selection, position, sigma: as in :meth:`record`.
+            compute: ``compute(i)`` runs the model on ``streams[i]`` alone, on the selection where there is one (then
+                its answer is packed).
 
         Returns:
             ``[B, C, T, H, W]``.
@@ -103,17 +110,21 @@ class Forecasts(dict[Hashable, Forecast]):
         samples, anchor, outputs = sample.chunk(len(streams)), None, []
         if not self.guidance.computed:
             anchor = self.guidance.anchor(streams)
-            outputs = [compute(None, anchor)]
-            patches = to_patches(outputs[0]).float()
+            output = compute(anchor)
+            patches = (to_patches(output) if selection is None else unpack(output)).float()
             if not torch.isfinite(patches).all():
                 raise ValueError("the stream computed was not finite")
-            self.record(streams[anchor : anchor + 1], samples[anchor], patches, None, position, sigma)
+            self.record(streams[anchor : anchor + 1], samples[anchor], patches, selection, position, sigma)
+            if selection is not None:
+                output = self.predict(streams[anchor : anchor + 1], samples[anchor], position, sigma)
+            outputs.append(output)
         for i, stream in enumerate(streams):
             if i == anchor:
                 continue
-            rows = self.guidance.derive(position, stream)
-            self[stream].record(position, rows)  # not computed, yet renewed by what was
-            outputs.insert(i, self._to_latent(rows, samples[i], sigma))
+            rows, derived = self.guidance.derive(position, stream)
+            self[stream].record(position, rows, derived)  # not computed, yet renewed by what was
+            whole = rows if derived is None else self[stream].predict(position)
+            outputs.insert(i, self._to_latent(whole, samples[i], sigma))
         return torch.cat(outputs)
 
     def _to_latent(self, rows: Tensor, sample: Tensor, sigma: float) -> Tensor:

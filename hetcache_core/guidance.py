@@ -34,6 +34,7 @@ class Guidance:
         self._base: Hashable = None
         self._differences: dict[Hashable, Forecast] = {}
         self._now: dict[Hashable, Tensor] = {}
+        self._selected: dict[Hashable, Tensor | None] = {}
         self._waiting: list[Hashable] = []
 
     @property
@@ -52,6 +53,7 @@ class Guidance:
         if len(self._now) > 1 and self._base not in self._now:
             self.clear()  # the base has left the run
         self._now.clear()
+        self._selected.clear()
         self._waiting.clear()
 
     def record(self, position: float, stream: Hashable, rows: Tensor, selection: Tensor | None) -> bool:
@@ -63,7 +65,7 @@ class Guidance:
         """
         if self._base is None:
             self._base = stream
-        self._now[stream] = rows
+        self._now[stream], self._selected[stream] = rows, selection
         self._waiting.append(stream)
         base, renewed = self._now.get(self._base), False
         if base is None:
@@ -95,11 +97,12 @@ class Guidance:
         return bool(self._now)
 
     def anchor(self, streams: Streams) -> int:
-        """Index of the stream to compute among those of this evaluation's first call."""
+        """Index of the stream to compute among those of an evaluation's first call."""
         return streams.index(self._preferred) if self._preferred in streams else 0
 
-    def derive(self, position: float, stream: Hashable) -> Tensor:
-        """A stream's prediction from this evaluation's computed one (a new tensor).
+    def derive(self, position: float, stream: Hashable) -> tuple[Tensor, Tensor | None]:
+        """A stream's prediction from this evaluation's computed one (a new tensor), and which tokens it holds: those
+        that were computed, None for all.
 
         Raises:
             RuntimeError: none is computed yet.
@@ -107,9 +110,9 @@ class Guidance:
         anchor = next((s for s in self._now if not self.why_not((s,))), None)
         if anchor is None:
             raise RuntimeError("guidance is derived from a computed stream, and this evaluation has none")
-        rows = self._now[anchor].clone()
-        if anchor != self._base:
-            rows -= self._differences[anchor].predict(position)
-        if stream != self._base:
-            rows += self._differences[stream].predict(position)
-        return rows
+        rows, selection = self._now[anchor].clone(), self._selected[anchor]
+        for other, sign in ((anchor, -1), (stream, 1)):
+            if other != self._base:
+                difference = self._differences[other].predict(position)
+                rows.add_(difference if selection is None else difference.index_select(2, selection), alpha=sign)
+        return rows, selection

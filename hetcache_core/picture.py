@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .plan import NAMES
+from .error_model import NAMES
 
 if TYPE_CHECKING:
     from .block_profile import BlockProfile
     from .stats import RunStats
 
 # Okabe-Ito: told apart by colour-blind eyes too; heights and letters tell them apart without colour.
-COLOURS = {"F": (213, 94, 0), "B": (204, 121, 167), "G": (230, 159, 0), "P": (0, 114, 178), "R": (0, 158, 115)}
-HEIGHTS = {"F": 1.0, "B": 0.75, "G": 0.65, "P": 0.55, "R": 0.18}
+COLOURS = {
+    "F": (213, 94, 0), "B": (204, 121, 167), "G": (230, 159, 0), "P": (0, 114, 178), "H": (86, 180, 233),
+    "R": (0, 158, 115),
+}  # fmt: skip
+HEIGHTS = {"F": 1.0, "B": 0.75, "G": 0.65, "P": 0.55, "H": 0.35, "R": 0.18}
 CLASSES = (("generative", (230, 159, 0)), ("margin", (86, 180, 233)), ("context", (90, 90, 90)))
 PAPER, INK, FAINT = (250, 250, 250), (30, 30, 30), (120, 120, 120)
 WIDTH, EDGE = 960, 24

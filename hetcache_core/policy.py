@@ -35,7 +35,8 @@ class CachePolicy:
         max_reuse: most reuse evaluations in a row. 0 forbids reuse, the default at 8 evaluations and fewer.
         refresh: most evaluations from one full evaluation to the next.
         schedule: the decisions themselves, a letter an evaluation (``FFRPRF``: full, reuse, partial; B reuses the
-            background blocks, G guidance), instead of a plan; evaluations beyond it are full.
+            background blocks, G guidance, H is a partial one that reuses guidance), instead of a plan; evaluations
+            beyond it are full.
         replan: whether the rest of a plan is made anew where predictions change otherwise than the profile says.
         partials: whether partial evaluations are allowed.
         margin_space, margin_time: rings of margin tokens (16 pixels each) and margin latent frames.
@@ -116,14 +117,14 @@ class CachePolicy:
             if not any(value is a or (isinstance(value, str) and value == a) for a in allowed):
                 raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
 
-        if not re.fullmatch("(F[FPRBG]*)?", self.schedule):
-            raise ValueError(f"schedule must start with F and hold only F, P, R, B and G, got {self.schedule!r}")
+        if not re.fullmatch("(F[FPRBGH]*)?", self.schedule):
+            raise ValueError(f"schedule must start with F and hold only F, P, R, B, G and H, got {self.schedule!r}")
         if self.interval_min is not None and self.interval_min > self.interval:
             raise ValueError(f"interval_min must be at most the interval, {self.interval}, got {self.interval_min!r}")
         if self.schedule and self.method != "plan":
             raise ValueError(f"a schedule needs method 'plan', got {self.method!r}")
-        if "P" in self.schedule and not self.partials:
-            raise ValueError("the schedule has partial evaluations (P) but partials is off")
+        if set("PH") & set(self.schedule) and not self.partials:
+            raise ValueError("the schedule has partial evaluations (P or H) but partials is off")
 
     @property
     def exact(self) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .block_profile import split_for
 from .blocks import BlockCache, delta_bytes, fitting
 from .context import ContextSampler, RememberedContext, even_positions, remember
 from .costs import Costs
+from .error_model import BLOCKS, PARTIAL, Rules
 from .memory import ContextMemory, MemoryTier
 from .methods import Method, Planned
 from .methods.hetcache import HetCache
@@ -15,7 +16,7 @@ from .methods.mixcache import MixCache
 from .methods.profilingdit import timeline
 from .methods.replanned import Replanned
 from .partial import Partials
-from .plan import BLOCKS, PARTIAL, SLACK, Plan, Rules, plan
+from .plan import SLACK, Plan, plan
 from .policy import CachePolicy
 from .profile import ErrorProfile
 from .semantic import MODES, SemanticSampler
@@ -53,9 +54,17 @@ def prepare(policy: CachePolicy, setup: RunSetup) -> Prepared:
     Raises:
         ValueError: a profile that cannot be read or belongs to another model.
     """
+    profile = ErrorProfile.for_model(setup.shape) if policy.profile == "auto" else ErrorProfile.load(policy.profile)
+    prepared = _prepare(policy, setup, profile)
+    if policy.method == "plan" and not policy.schedule and profile.blocks is not None and not prepared.blocks:
+        # the plan was free to reuse blocks and does not: the budget it set aside for them is the context's
+        return _prepare(policy, setup, replace(profile, blocks=None))
+    return prepared
+
+
+def _prepare(policy: CachePolicy, setup: RunSetup, profile: ErrorProfile) -> Prepared:
     classes, shape = setup.classes, setup.shape
-    profile = ErrorProfile.for_model(shape) if policy.profile == "auto" else ErrorProfile.load(policy.profile)
-    blocks, block_bytes, block_note = _blocks(policy, setup)
+    blocks, block_bytes, block_note = _blocks(policy, setup, profile)
     tier = choose_tier(policy, setup, taken=block_bytes)
     remembered = remember(classes, tier.share)
     background = len(blocks.split.background) if blocks else 0
@@ -65,7 +74,7 @@ def prepare(policy: CachePolicy, setup: RunSetup) -> Prepared:
         keys = len(classes.edited) + len(remembered.indices) if tier.share else selected
         costs = Costs.of(shape, setup.grid.size, selected, keys, profile.overhead, background, setup.streams)
         partials = policy.partials and not setup.no_partials and costs.partial < 0.95
-        rules = Rules.of(policy, profile, setup.evaluations, partials, setup.streams)
+        rules = Rules.of(policy, profile, setup.evaluations, partials, setup.streams, background > 0)
         method, planned = _method(policy, setup, costs, rules, profile)
         if policy.method != "plan" or policy.schedule or planned.predicted_speed * SLACK >= policy.speed:
             break
@@ -130,9 +139,10 @@ def _sampler(
     return ContextSampler(pool, mode, share), -1
 
 
-def _blocks(policy: CachePolicy, setup: RunSetup) -> tuple[BlockCache | None, int, str]:
+def _blocks(policy: CachePolicy, setup: RunSetup, profile: ErrorProfile) -> tuple[BlockCache | None, int, str]:
     """Where deltas will be kept, the bytes they will take, and what should be known about them."""
-    if policy.method not in ("profilingdit", "mixcache") and BLOCKS not in policy.schedule:
+    planned = policy.method == "plan" and not policy.schedule and profile.blocks is not None
+    if policy.method not in ("profilingdit", "mixcache") and BLOCKS not in policy.schedule and not planned:
         return None, 0, ""
     if setup.no_blocks:
         return None, 0, setup.no_blocks

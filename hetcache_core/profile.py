@@ -40,6 +40,7 @@ class ErrorProfile:
         overhead: cost of a partial evaluation beyond its share of a full one's arithmetic, in full evaluations.
         warmup: share of the evaluations that are full at the start. cooldown: number of full ones at the end.
         guidance: error of reused guidance over that of a prediction forecast as far; None keeps the planner from it.
+        blocks: error of reused block deltas over that of a prediction held as long; None keeps the planner from it.
         impact: MixCache's I: final error per relative error of what is reused, of a step's prediction, of guidance and
             of blocks' deltas; by default what :mod:`benchmarks.impact` measured on nano.
         model: ``(dim, layers, ffn, vace_layers)`` of the model it belongs to, or None for any.
@@ -59,6 +60,7 @@ class ErrorProfile:
     warmup: float = 0.15
     cooldown: int = 2
     guidance: float | None = None
+    blocks: float | None = None
     impact: tuple[float, float, float] = (0.028, 0.004, 0.094)
     model: tuple[int, int, int, int] | None = None
     source: str = ""
@@ -74,8 +76,10 @@ class ErrorProfile:
         object.__setattr__(self, "impact", tuple(float(v) for v in self.impact))
         if len(self.impact) != len(IMPACTS) or not all(math.isfinite(v) and v > 0 for v in self.impact):
             raise ValueError("profile field impact needs three finite values above 0")
-        if self.guidance is not None and not 0 <= self.guidance <= 1000:
-            raise ValueError(f"profile field guidance must lie between 0 and 1000, got {self.guidance!r}")
+        for name in ("guidance", "blocks"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1000:
+                raise ValueError(f"profile field {name} must lie between 0 and 1000, got {value!r}")
         if self.model is not None:
             object.__setattr__(self, "model", tuple(self.model))
         for name in ("staleness", "spill", "overhead", "warmup", "cooldown"):

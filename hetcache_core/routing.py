@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable
 
 from torch import Tensor
 
 from .attention import Attend
 from .blocks import Block, BlockCache
+from .error_model import BLOCKS, FULL, PARTIAL, PARTS
 from .forecast import Forecast
 from .partial import Partials
 from .stats import RunStats
+
+log = logging.getLogger("hetcache")
 
 
 class Routing:
@@ -25,15 +29,9 @@ class Routing:
     blocks: BlockCache | None
     closed: bool
     _forecasts: dict[Hashable, Forecast]
-
-    def give_up_partials(self, text: str) -> None:
-        raise NotImplementedError
-
-    def give_up_blocks(self, text: str) -> None:
-        raise NotImplementedError
-
-    def give_up_profiling(self, text: str) -> None:
-        raise NotImplementedError
+    _off: dict[str, str]  # kinds of evaluation that are no more done, and why
+    _decision: str
+    _reason: str
 
     def self_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
         """Self-attention of one layer, through the context memory where this evaluation calls for it.
@@ -92,6 +90,36 @@ class Routing:
     def watches_blocks(self) -> bool:
         """Whether this run measures what the main blocks look at."""
         return self.stats.block_scores is not None and not self.closed
+
+    # ---- give up
+
+    def _trouble(self, text: str) -> str:
+        """Say once what went wrong, in the log and in the statistics."""
+        if self.stats.warn(text):
+            log.warning("HetCache goes on in full: %s", text)
+        return text
+
+    def give_up_partials(self, text: str) -> None:
+        """No more partial evaluations in this run, this one's other streams included: guidance must not mix them."""
+        self._give_up(PARTIAL, self.partials, text)
+        self.stats.block_scores = None
+
+    def give_up_blocks(self, text: str) -> None:
+        """The same for evaluations that reuse blocks."""
+        self._give_up(BLOCKS, self.blocks, text)
+
+    def give_up_profiling(self, text: str) -> None:
+        """What the blocks look at is not measured in this run; `text` says why."""
+        self.stats.block_scores = None
+        self._trouble(text)
+
+    def _give_up(self, kind: str, store: Partials | BlockCache | None, text: str) -> None:
+        self._off[kind] = self._trouble(text)
+        if kind in PARTS.get(self._decision, self._decision):
+            self._decision, self._reason = FULL, text
+        if store:
+            store.mode = "idle"
+            store.clear()
 
 
 def named(error: Exception) -> str:

@@ -117,7 +117,8 @@ class PolicySettings(io.ComfyNode):
                 _share("max_mask_fraction", "Masks that cover more of the clip than this are computed in full, as "
                        "nothing would be saved.", 0.9),
                 _text("schedule", "", "The steps themselves, a letter each: F full, P masked region only, R reuse, B "
-                      "some blocks of the model only, G one guidance side only, as in FFRPRF. Overrides the speed."),
+                      "some blocks of the model only, G one guidance side only, H both, as in FFRPRF. Overrides the "
+                      "speed."),
                 _text("profile", "auto", "How fast your model's pictures take shape, as measured on it: a JSON file, "
                       "or auto."),
             ],

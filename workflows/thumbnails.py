@@ -22,8 +22,9 @@ from demo.masks import moving_mask
 from demo.media import load_clip
 from hetcache_core import CachePolicy
 from hetcache_core.costs import Costs, ModelShape
+from hetcache_core.error_model import Rules
 from hetcache_core.picture import CLASSES, COLOURS, HEIGHTS
-from hetcache_core.plan import Rules, plan
+from hetcache_core.plan import plan
 from hetcache_core.profile import ErrorProfile
 from workflows.build import HERE
 

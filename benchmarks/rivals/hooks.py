@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.rivals.rules import EasyCache, StackRule
 from hetcache_core import CachePolicy
-from hetcache_core.plan import FULL, REUSE
+from hetcache_core.error_model import FULL, REUSE
 from hetcache_core.stats import RunStats, Stopwatch
 from hetcache_core.tokens import TokenGrid
 

@@ -1,11 +1,12 @@
-"""Methods turn what is known about a run into a decision per evaluation: full, partial, reuse or blocks."""
+"""Methods turn what is known about a run into a decision per evaluation, a letter of `error_model.NAMES`."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from ..error_model import FULL, PARTS
 from ..forecast import Seen
-from ..plan import FULL, Plan
+from ..plan import Plan
 
 
 class Method:
@@ -55,4 +56,5 @@ class Planned(Method):
 
     def expects(self, decision: str, evaluation: int) -> bool:
         ahead = self.plan.decisions[evaluation + 1 :]
-        return decision in (ahead if evaluation < 0 else ahead.split(FULL)[0])
+        ahead = ahead if evaluation < 0 else ahead.split(FULL)[0]
+        return any(decision in PARTS.get(kind, kind) for kind in ahead)

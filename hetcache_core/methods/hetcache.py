@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..plan import FULL, PARTIAL, REUSE, Rules
+from ..error_model import FULL, PARTIAL, REUSE, Rules
 from ..signals import relative_change
 from . import Method
 

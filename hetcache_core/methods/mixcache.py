@@ -20,8 +20,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from ..error_model import BLOCKS, FULL, GUIDANCE, REUSE, Rules
 from ..forecast import Seen
-from ..plan import BLOCKS, FULL, GUIDANCE, REUSE, Rules
 from . import Method
 
 LONGEST = 4  # cached evaluations between full ones

@@ -6,7 +6,7 @@ The paper computes everything up to step s0, then at steps s with ``s mod T_s = 
 
 from __future__ import annotations
 
-from ..plan import BLOCKS, FULL
+from ..error_model import BLOCKS, FULL
 
 PAPER_STEPS = 30, 50  # what the published settings were made for
 PAPER_WARMUP = 6

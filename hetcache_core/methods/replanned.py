@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from ..error_model import FULL, PARTIAL, Rules
 from ..forecast import Seen
-from ..plan import FULL, PARTIAL, Plan, Rules, plan
+from ..plan import Plan, plan
 from ..profile import ErrorProfile
 from . import Planned
 

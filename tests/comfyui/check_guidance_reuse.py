@@ -13,6 +13,7 @@ from hetcache_core import CachePolicy
 from hetcache_core.hosts import comfyui as host
 
 GUIDED = CachePolicy(schedule="FFGFGF", warmup=1)
+HALVES = CachePolicy(schedule="FFHPHF", warmup=1)
 
 
 def rows_of(model, run):
@@ -31,6 +32,17 @@ def test_half_of_the_rows_on_every_kind_of_model(name):
     batch = variant.scene.batch
     (result, stats), rows = rows_of(variant.model, lambda: cached(variant.model, variant.scene, GUIDED))
     assert stats.decisions == GUIDED.schedule and not stats.warnings, stats.summary()
+    assert rows == [batch * n for n in (2, 2, 1, 2, 1, 2)]
+    stock = sample(variant.model, variant.scene)
+    assert psnr(result, stock) > 25 and not torch.equal(result, stock)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_half_evaluations_compute_the_rows_of_one_stream_on_a_selection(name):
+    variant = VARIANTS[name]
+    batch = variant.scene.batch
+    (result, stats), rows = rows_of(variant.model, lambda: cached(variant.model, variant.scene, HALVES))
+    assert stats.decisions == HALVES.schedule and not stats.warnings, stats.summary()
     assert rows == [batch * n for n in (2, 2, 1, 2, 1, 2)]
     stock = sample(variant.model, variant.scene)
     assert psnr(result, stock) > 25 and not torch.equal(result, stock)

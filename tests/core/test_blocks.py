@@ -1,10 +1,11 @@
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 
-from hetcache_core import CachePolicy, Engine
+from hetcache_core import CachePolicy, Engine, ErrorProfile
 from hetcache_core.block_profile import BlockProfile, split_for, stretched
 from hetcache_core.blocks import BlockCache, BlockSplit, delta_bytes, fitting
 from hetcache_core.costs import Costs, ModelShape
@@ -239,6 +240,20 @@ def test_deltas_and_context_share_the_budget(profile):
     parts = Engine(both, setup())
     assert parts.stats.planned_block_bytes > 0 and parts.stats.planned_context_bytes > 0
     assert parts.stats.planned_block_bytes + parts.stats.planned_context_bytes <= 2**20
+
+
+def test_a_plan_reuses_blocks_only_where_the_error_profile_says_they_pay(profile, tmp_path):
+    named = profile((0, 1, 3))
+    plans = {}
+    for price in (None, 0.0001, 100.0):
+        file = tmp_path / "errors.json"
+        file.write_text(replace(ErrorProfile.load("wan"), blocks=price).to_json())
+        policy = CachePolicy(speed=1.5, block_profile=named, profile=str(file), partials=False)
+        plans[price] = Engine(policy, setup())
+    assert "B" in plans[0.0001].stats.planned and plans[0.0001].blocks
+    assert "B" not in plans[None].stats.planned and "B" not in plans[100.0].stats.planned
+    # what is not reused takes nothing of the budget
+    assert plans[100.0].blocks is None and plans[100.0].stats.planned_block_bytes == 0
 
 
 def raising(error, on):

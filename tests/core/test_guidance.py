@@ -100,7 +100,7 @@ def test_streams_that_are_equal_stay_equal():
         engine.record(position, "uncond", rows * position, None)
     engine.begin()
     engine.record(3, "cond", rows, None)
-    assert torch.equal(engine.derive(3, "uncond"), rows)
+    assert torch.equal(engine.derive(3, "uncond")[0], rows)
 
 
 def test_right_after_a_full_evaluation_an_unchanged_input_gives_the_same_stream_again():
@@ -110,7 +110,7 @@ def test_right_after_a_full_evaluation_an_unchanged_input_gives_the_same_stream_
     kept.record(0, "uncond", other, None)
     kept.begin()
     kept.record(1, "cond", rows, None)
-    torch.testing.assert_close(kept.derive(1, "uncond"), other, rtol=0, atol=4e-7)  # one rounding each way
+    torch.testing.assert_close(kept.derive(1, "uncond")[0], other, rtol=0, atol=4e-7)  # one rounding each way
 
 
 def test_partial_evaluations_renew_the_differences_of_their_tokens():
@@ -183,3 +183,42 @@ def test_it_costs_one_stream_of_all():
 def test_the_picture_shows_it():
     engine, _, _ = sampled("FFGRGF", classes=mask_classes())
     assert engine.stats.picture().std() > 0 and "2 guidance" in engine.stats.summary()
+
+
+# ---- half evaluations: a selection of tokens, and one stream
+
+
+@pytest.mark.parametrize("calls", CALLS.values(), ids=CALLS)
+def test_a_half_evaluation_computes_one_streams_selection_and_the_others_edit_follows(calls):
+    streams = {s for call in calls for s in call}
+    engine, rows, outputs = sampled("FFFHPHRHF", calls, streams=len(streams))
+    assert engine.stats.decisions == "FFFHPHRHF" and not engine.stats.warnings
+    edited = engine.setup.classes.edited
+    for evaluation, decision in enumerate(engine.stats.decisions):
+        assert len(rows[evaluation]) == {"F": len(streams), "P": len(streams), "H": 1, "R": 0}[decision]
+        for stream, output in outputs[evaluation].items() if decision == "H" else ():
+            exact = velocity(stream, evaluation, 0.02)
+            torch.testing.assert_close(pack(output, edited), pack(exact, edited), rtol=1e-3, atol=2e-3)
+
+
+def test_a_half_evaluation_needs_guidance_and_context_and_goes_on_in_full_without():
+    engine, rows, _ = sampled("FFHHFF", [("cond",)])
+    assert engine.stats.decisions == "FFFFFF" and "no guidance to reuse" in engine.stats.summary()
+    engine, _, outputs = sampled("FFHHF", [("cond",), ("uncond",)], no_partials="the model is not one that can")
+    assert engine.stats.decisions == "FFFFF" and "the model is not one that can" in engine.stats.summary()
+    with pytest.raises(ValueError, match="P or H"):
+        CachePolicy(schedule="FFHH", partials=False)
+
+
+@pytest.mark.parametrize("calls", [[("cond", "uncond")], [("cond",), ("uncond",)]])
+def test_where_a_half_evaluation_fails_no_more_are_tried_and_partials_go_on(calls):
+    engine, _, outputs = sampled("FFHHPF", calls, spoil=broken)
+    assert engine.stats.decisions == "FFFFPF" and "a patch wants two rows" in engine.stats.summary()
+    for stream, output in outputs[2].items():
+        assert torch.equal(output, velocity(stream, 2, 0.02))
+
+
+def test_a_half_evaluation_costs_half_a_partial_one():
+    engine = Engine(POLICY(schedule="FFHHHH"), setup(steps=6))
+    assert engine.stats.costs.half == pytest.approx(engine.stats.costs.partial / 2, rel=0.02)
+    assert "4 half" in engine.stats.outlook()

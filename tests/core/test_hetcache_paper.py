@@ -8,9 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hetcache_core import CachePolicy, Engine
 from hetcache_core.costs import ModelShape
+from hetcache_core.error_model import Rules
 from hetcache_core.methods.hetcache import HetCache
 from hetcache_core.packing import pack
-from hetcache_core.plan import Rules
 from hetcache_core.semantic import CLUSTERS, SemanticSampler, importance
 from hetcache_core.tokens import TokenGrid, pool_pixel_mask
 from tests.core.test_engine import LAYERS, H, T, W, mask_classes, setup

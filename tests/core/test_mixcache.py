@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from hetcache_core import CachePolicy
+from hetcache_core.error_model import Rules
 from hetcache_core.forecast import Seen
 from hetcache_core.methods.mixcache import LONGEST, MixCache
-from hetcache_core.plan import Rules
 from hetcache_core.profile import ErrorProfile
 from tests.core.test_guidance import sampled
 from tests.core.test_guidance import velocity as of_stream

@@ -1,11 +1,13 @@
 import json
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
 
 from hetcache_core.costs import Costs, ModelShape
-from hetcache_core.plan import Plan, Rules, _ErrorModel, plan
+from hetcache_core.error_model import ErrorModel, Rules
+from hetcache_core.plan import Plan, plan
 from hetcache_core.policy import CachePolicy
 from hetcache_core.profile import ErrorProfile
 
@@ -72,14 +74,22 @@ def test_short_schedules_are_full_with_a_note():
     assert Plan.full(0).decisions == ""
 
 
-def test_planner_is_near_the_best_of_all_sequences():
-    levels = sigmas(9)
-    model = _ErrorModel(levels, WAN, Costs(0.25), rules(warmup=1, cooldown=1))
-    budget = 9 / 2.0
-    every = ("F" + "".join(middle) + "F" for middle in product("FPR", repeat=7))
-    best = min(model.error(s) for s in every if model.cost(s) <= budget)
-    found = plan(levels, Costs(0.25), 2.0, rules(warmup=1, cooldown=1), WAN).predicted_error
-    assert best <= found <= 1.15 * best
+@pytest.mark.parametrize(
+    ("steps", "kinds", "costs"),
+    [(9, "FPR", Costs(0.25)), (8, "FPRGH", Costs(0.6, guidance=0.5)), (8, "FPRB", Costs(0.9, blocks=0.5))],
+)
+def test_planner_is_near_the_best_of_all_sequences(steps, kinds, costs):
+    levels, profile = sigmas(steps), replace(WAN, guidance=0.1, blocks=0.05)
+    allowed = rules(warmup=1, cooldown=1, guidance="G" in kinds, blocks="B" in kinds)
+    model = ErrorModel(levels, profile, costs, allowed)
+    every = ["F" + "".join(middle) + "F" for middle in product(kinds, repeat=steps - 2)]
+    found = plan(levels, costs, 2.0, allowed, profile)
+    best = min(model.error(s) for s in every if model.cost(s) <= steps / 2.0)
+    assert found.predicted_error <= 1.15 * best and set(found.decisions) <= set(kinds)
+    best = min(model.error(s) for s in every if model.cost(s) <= max(model.cost(found.decisions), steps / 2.0))
+    assert best <= found.predicted_error
+    if "G" in kinds or "B" in kinds:
+        assert set(found.decisions) & set("GHB")
 
 
 def test_beyond_the_plan_everything_is_full():

@@ -8,10 +8,11 @@ import torch
 
 from hetcache_core import CachePolicy, Engine
 from hetcache_core.costs import Costs
+from hetcache_core.error_model import Rules
 from hetcache_core.forecast import Seen
 from hetcache_core.methods.replanned import MOST, Replanned
 from hetcache_core.packing import pack
-from hetcache_core.plan import Rules, plan
+from hetcache_core.plan import plan
 from hetcache_core.profile import ErrorProfile
 from tests.core.test_engine import H, T, W, setup
 from tests.core.test_plan import sigmas
@@ -125,6 +126,22 @@ def test_guidance_is_reused_only_where_the_profile_says_what_it_costs_and_it_pay
     assert found.predicted_error < plan(SIGMAS, COSTS, 1.5, RULES, cheap).predicted_error
     for speed in (2.0, 3.0, 4.0):
         assert "G" not in plan(SIGMAS, COSTS, speed, rules, dear).decisions
+
+
+def test_half_evaluations_are_planned_where_both_their_parts_may_be():
+    cheap = replace(NANO, guidance=0.0001)
+    rules = replace(RULES, guidance=True)
+    costs = Costs(0.5, guidance=0.5)
+    assert "H" in plan(SIGMAS, costs, 3.0, rules, cheap).decisions
+    assert "H" not in plan(SIGMAS, costs, 3.0, replace(rules, partials=False), cheap).decisions
+
+
+def test_blocks_are_planned_only_where_the_profile_says_what_they_cost_and_they_pay():
+    cheap, dear = (replace(NANO, blocks=b) for b in (0.001, 10.0))
+    costs, rules = Costs(0.9, blocks=0.6), replace(RULES, blocks=True)
+    assert "B" not in plan(SIGMAS, costs, 1.5, RULES, cheap).decisions
+    assert "B" in plan(SIGMAS, costs, 1.5, rules, cheap).decisions
+    assert "B" not in plan(SIGMAS, costs, 1.5, rules, dear).decisions
 
 
 def test_rules_allow_guidance_with_two_streams_and_a_measured_profile():

@@ -35,6 +35,17 @@ def test_guidance_reuse_computes_one_stream_and_stays_near_the_stock_result(vace
     assert not torch.equal(result, stock) and relative(result, stock) < 0.02
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_half_evaluations_compute_one_stream_of_a_selection(vace, named):
+    policy = CachePolicy(schedule="FFFHPHRHFFFF", context_share=0.2)
+    kwargs = {"controls": control(), "named": named}
+    (result, stats), rows = rows_of(vace, lambda: cached(vace, policy, **kwargs))
+    assert stats.decisions == policy.schedule and not stats.warnings
+    assert rows == 2 * 7 + 3 + 2
+    stock = sample(vace, **kwargs)
+    assert not torch.equal(result, stock) and relative(result, stock) < 0.05
+
+
 def test_guidance_reuse_at_an_unchanged_input_gives_both_streams_again(vace):
     scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
     scheduler.set_timesteps(12)

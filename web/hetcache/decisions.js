@@ -4,6 +4,7 @@ export const DECISIONS = {
   B: { name: "blocks", height: 0.75, says: "some blocks computed, the others reused" },
   G: { name: "guidance", height: 0.65, says: "computed without the negative prompt, whose share is reused" },
   P: { name: "partial", height: 0.55, says: "the masked region and a little context computed" },
+  H: { name: "half", height: 0.35, says: "the masked region and a little context, without the negative prompt" },
   R: { name: "reuse", height: 0.18, says: "nothing computed, a forecast" },
 };
 

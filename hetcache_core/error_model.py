@@ -1,0 +1,229 @@
+"""What a sequence of evaluations costs and how far it is expected to miss: the model behind the planner.
+
+The predicted error of a sequence is a sum over evaluations, each weighted by how much an error there matters in the end
+(measured: nearly the same along a schedule whose shift suits the model, a little more at its start):
+
+* reuse, g evaluations after the last computed one, which came h after the one before: a line through those two misses a
+  curve with second difference s by ``s g (g + h) / 2`` (a held prediction misses by the first difference times g);
+* partial, G evaluations after the last full one: generative tokens see context that is G evaluations old;
+* both: the context's own forecast error, a share of which spills into the edit;
+* guidance reused, G evaluations after the last full one: its difference was forecast so far, at the profile's price;
+* blocks reused, G evaluations after the last full one: their deltas were held so far, at the profile's price;
+* half: a partial evaluation with guidance reused, which errs as both do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .costs import Costs
+from .policy import FEW_STEPS, CachePolicy
+from .profile import ErrorProfile
+
+FULL, PARTIAL, REUSE, BLOCKS, GUIDANCE, HALF = "F", "P", "R", "B", "G", "H"
+NAMES = {  # dearest first
+    FULL: "full", BLOCKS: "blocks", GUIDANCE: "guidance", PARTIAL: "partial", HALF: "half", REUSE: "reuse"
+}  # fmt: skip
+PARTS = {HALF: PARTIAL + GUIDANCE}  # what a kind is made of, where it is not itself alone
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a plan must obey.
+
+    Args:
+        warmup, cooldown: full evaluations at the start (at least 1) and at the end.
+        max_reuse: most reuse evaluations in a row.
+        refresh: most evaluations from one full evaluation to the next.
+        partials: whether partial evaluations are possible at all.
+        guidance, blocks: whether guidance may be reused, and background blocks.
+        hold: whether predictions are held rather than extrapolated.
+        spare_cooldown: whether the cool-down may be shortened where the target leaves too little for it.
+    """
+
+    warmup: int
+    cooldown: int
+    max_reuse: int
+    refresh: int
+    partials: bool = True
+    hold: bool = False
+    spare_cooldown: bool = False
+    guidance: bool = False
+    blocks: bool = False
+
+    def __post_init__(self):
+        if self.warmup < 1 or self.cooldown < 0 or self.max_reuse < 0 or self.refresh < 1:
+            raise ValueError(f"impossible planning rules: {self}")
+
+    @classmethod
+    def of(
+        cls,
+        policy: CachePolicy,
+        profile: ErrorProfile,
+        evaluations: int,
+        partials: bool = True,
+        streams: int = 1,
+        blocks: bool = False,
+    ) -> Rules:
+        """The policy's rules, with the gaps filled for this many evaluations."""
+        few = evaluations <= FEW_STEPS
+        warmup = policy.warmup or (1 if few else max(2, round(profile.warmup * evaluations)))
+        cooldown = policy.cooldown if policy.cooldown is not None else (0 if few else profile.cooldown)
+        max_reuse = policy.max_reuse if policy.max_reuse is not None else (0 if few else 5)
+        refresh = policy.refresh or (max(evaluations, 2) if few else max(4, round(0.3 * evaluations)))
+        spare = policy.cooldown is None and cooldown > 0
+        guided = streams > 1 and profile.guidance is not None
+        reusing = {"guidance": guided, "blocks": blocks and profile.blocks is not None}
+        return cls(warmup, cooldown, max_reuse, refresh, partials, policy.forecast_order == 0, spare, **reusing)
+
+    @property
+    def renewing(self) -> tuple[str, ...]:
+        """Kinds of evaluation short of a full one that compute something."""
+        allowed = {
+            PARTIAL: self.partials, GUIDANCE: self.guidance, HALF: self.partials and self.guidance, BLOCKS: self.blocks
+        }  # fmt: skip
+        return tuple(kind for kind, may in allowed.items() if may)
+
+
+def prices(costs: Costs) -> dict[str, float]:
+    """What each kind of evaluation costs, in full ones."""
+    return {
+        FULL: 1.0, PARTIAL: costs.partial, REUSE: costs.reuse, BLOCKS: costs.blocks, GUIDANCE: costs.guidance,
+        HALF: costs.half,
+    }  # fmt: skip
+
+
+def error_terms(
+    decisions: str, sigmas: Sequence[float], profile: ErrorProfile, costs: Costs, rules: Rules
+) -> tuple[float, float, float] | None:
+    """Predicted error of a schedule by cause: forecasts, stale context, spill of context forecasts.
+
+    For fitting a profile's ``staleness`` and ``spill``. None where the schedule breaks a rule.
+    """
+    return ErrorModel(tuple(float(s) for s in sigmas), profile, costs, rules).terms(decisions)
+
+
+class ErrorModel:
+    """Costs and errors of the sequences of one run.
+
+    Args:
+        sigmas, profile, costs, rules, done: as :func:`~hetcache_core.plan.plan` takes them.
+    """
+
+    def __init__(self, sigmas: Sequence[float], profile: ErrorProfile, costs: Costs, rules: Rules, done: str = ""):
+        self.done = done
+        self.n, levels = len(sigmas) - 1, sigmas[:-1]
+        self.weight = profile.at("weight", levels) / len(profile.sigmas)
+        self.first, self.second = profile.at("first", levels), profile.at("second", levels)
+        self.stale = profile.staleness * profile.at("context_first", levels)
+        self.spill = profile.spill * profile.at("context_second", levels)
+        self.guided = (profile.guidance or 0.0) * self.second
+        self.blocked = (profile.blocks or 0.0) * self.first
+        self.rules, self.price = rules, prices(costs)
+
+    def cost(self, decisions) -> float:
+        return sum(self.price[d] for d in decisions)
+
+    def forced_full(self, i: int) -> bool:
+        return i < self.rules.warmup or i >= self.n - self.rules.cooldown
+
+    def _renewed(self, kind: str, i: int, age):
+        """Error of a renewing kind by cause: forecast, stale context, spill; ``age``: since the last full one."""
+        forecast = stale = spill = 0.0 * age
+        if kind in (GUIDANCE, HALF):
+            forecast = self.guided[i] * age * (age + 1) / 2
+        elif kind == BLOCKS:
+            forecast = self.blocked[i] * age
+        if kind in (PARTIAL, HALF):
+            stale, spill = self.stale[i] * age, self.spill[i] * age * age
+        return tuple(self.weight[i] * term for term in (forecast, stale, spill))
+
+    def _reused(self, i: int, g, h, age):
+        """The same of a reuse g evaluations after the last computed one, h after the one before."""
+        ahead = self.first[i] * g if self.rules.hold else self.second[i] * g * (g + h) / 2
+        return tuple(self.weight[i] * term for term in (ahead, 0.0, self.spill[i] * age * age))
+
+    def terms(self, decisions) -> tuple[float, float, float] | None:
+        """Error of a sequence by cause: forecasts, stale context, spill. None where it breaks a rule."""
+        total, rules = [0.0, 0.0, 0.0], self.rules
+        g, h, age, renewing = 0, 1, 0, rules.renewing
+        for i, decision in enumerate(decisions):
+            g, age = g + 1, age + 1
+            if decision == FULL:
+                g, h, age = 0, g, 0
+                continue
+            if self.forced_full(i) or age >= rules.refresh:
+                return None
+            if decision == REUSE:
+                if g > rules.max_reuse:
+                    return None
+                terms = self._reused(i, g, h, age)
+            elif decision in renewing:
+                terms = self._renewed(decision, i, age)
+                g, h = 0, g
+            else:
+                return None
+            total = [a + b for a, b in zip(total, terms, strict=True)]
+        return tuple(total)
+
+    def error(self, decisions) -> float:
+        """Predicted error of a sequence, infinite where it breaks a rule."""
+        terms = self.terms(decisions)
+        return math.inf if terms is None else sum(terms)
+
+    def best(self, price: float) -> list[str]:
+        """Sequence of least ``error + price * cost``, by dynamic programming over (g, h, age)."""
+        rules = self.rules
+        reach, ages = rules.max_reuse + 1, rules.refresh
+        gap = np.arange(reach)[:, None, None]
+        spacing = np.arange(1, reach + 1)[None, :, None]
+        age = np.arange(ages)[None, None, :]
+        older, aged = slice(0, ages - 1), np.arange(1, ages)
+        value = np.full((reach, reach, ages), np.inf)
+        value[self._start(value.shape)] = 0.0
+        moves = []
+        for i in range(len(self.done), self.n):
+            kinds = np.full(ages, PARTIAL)
+            new = np.full_like(value, np.inf)
+            back = np.zeros(value.shape, dtype=np.int64)
+            best_by_gap = value.min(axis=(1, 2))  # full: the new spacing is the old gap + 1, age and gap are 0
+            new[0, :, 0] = best_by_gap + price
+            back[0, :, 0] = [_flat(value, g, value[g]) for g in range(reach)]
+            if not self.forced_full(i) and ages > 1:
+                if rules.renewing:
+                    options = [sum(self._renewed(k, i, aged)) + price * self.price[k] for k in rules.renewing]
+                    kinds[1:] = np.asarray(rules.renewing)[np.argmin(options, axis=0)]
+                    new[0, :, 1:] = value.min(axis=1)[:, older] + np.min(options, axis=0)
+                    spacings = value.argmin(axis=1)[:, older]
+                    back[0, :, 1:] = np.ravel_multi_index(
+                        (np.arange(reach)[:, None], spacings, np.arange(ages - 1)[None, :]), value.shape
+                    )
+                if rules.max_reuse:
+                    error = sum(self._reused(i, gap[:-1] + 1, spacing, age[..., older] + 1))
+                    new[1:, :, 1:] = value[:-1, :, older] + error + price * self.price[REUSE]
+                    back[1:, :, 1:] = np.arange(value.size).reshape(value.shape)[:-1, :, older]
+            moves.append((back, kinds))
+            value = new
+        state, decisions = int(value.argmin()), []
+        for back, kinds in reversed(moves):
+            g, _, a = np.unravel_index(state, value.shape)
+            decisions.append(REUSE if g else str(kinds[a]) if a else FULL)
+            state = int(back.reshape(-1)[state])
+        return [*self.done, *decisions[::-1]]
+
+    def _start(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """Where the programme begins: (g, h - 1, age) after what is done; at first as if one had just been computed."""
+        g, h, age = 0, 1, 0
+        for decision in self.done:
+            g, age = g + 1, age + 1
+            if decision != REUSE:
+                g, h, age = 0, g, 0 if decision == FULL else age
+        return tuple(min(place, size - 1) for place, size in zip((g, h - 1, age), shape, strict=True))
+
+
+def _flat(value: np.ndarray, g: int, plane: np.ndarray) -> int:
+    return g * plane.size + int(plane.argmin())
