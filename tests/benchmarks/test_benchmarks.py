@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("diffusers", reason="the benchmarks need diffusers")
 
-from benchmarks import costs, impact, quality, real_size, report
+from benchmarks import costs, impact, kinds, quality, real_size, report
 from benchmarks.latent import LatentEdit
 from hetcache_core import CachePolicy
 from nano.clips import TUNING, make_clip
@@ -84,3 +84,15 @@ def test_an_impact_is_measured_on_the_model_that_runs():
     clip = make_clip(TUNING[0], 5, 64, 64, mask_fraction=(0.2, 0.3))
     found = impact.measure(LatentEdit(clip, 4.0), ("step", "cfg", "block"))
     assert all(value > 1e-4 for value in found)
+
+
+def test_prices_of_guidance_and_blocks_come_from_their_errors():
+    edit = LatentEdit(make_clip(TUNING[0], 5, 64, 64, mask_fraction=(0.2, 0.3)), 4.0)
+    names = kinds.schedules()
+    assert all(
+        len(schedule) == 30 and schedule.startswith("FF") and schedule.endswith("FF") for schedule in names.values()
+    )
+    flat = [{"name": name, "error": 0.01} for name in names]
+    doubled = [{**row, "error": row["error"] * (2 if row["name"][0] == "G" else 1)} for row in flat]
+    (guidance, blocks), (twice, same) = kinds.prices(flat, edit), kinds.prices(doubled, edit)
+    assert twice == pytest.approx(2 * guidance, rel=0.01) and same == blocks > 0
