@@ -50,6 +50,8 @@ def runs(setting: Setting, names: list[str] | None) -> tuple[list[Run], dict[str
         reason = why_not(name, setting)
         for speed in setting.speeds if method.every_speed or names is not None else (middle,):
             knobs = None if reason else tuned(setting, name, speed)
+            if knobs and not method.still_only and wanted and (wanted[-1][0], wanted[-1][2]) == (name, knobs):
+                continue  # it is as fast as it gets already
             if knobs is None:
                 missing[name] = reason or f"not tuned: python -m benchmarks.rivals.tune --settings {setting.name}"
             else:

@@ -1,4 +1,4 @@
-"""Write the results into README.md and nano/README.md from the committed files, so that no number is typed by hand.
+"""Write the results into the README and the pages behind it from the committed files; no number is typed by hand.
 
 python -m benchmarks.report
 """
@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.settings import SETTINGS, Setting
+from benchmarks.kinds import OPTIMIST
+from benchmarks.overview import by_speed, overview, titled
+from benchmarks.rivals.methods import METHODS
+from benchmarks.settings import MAIN, SETTINGS, Setting
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -52,15 +55,8 @@ def quality_table(result: dict) -> list[str]:
 
 def bench_table(result: dict) -> list[str]:
     """Rows for one setting of the benchmark: every method at every speed, ours first."""
-    from benchmarks.rivals.methods import METHODS
-
-    setting, clips = Setting.parse(result["setting"]), max(entry["clips"] for entry in result["summary"])
-    what = "real footage" if setting.real else f"{'moving' if setting.moving else 'still'} masks of {setting.mask:.0%}"
-    host = {"comfyui": "ComfyUI"}.get(setting.host, setting.host)
     lines = [
-        f"**{setting.steps} steps, cfg {setting.cfg:g}, {what}**, {host}, {setting.sampler}, "
-        f"{setting.size}x{setting.size}, {setting.frames} frames, {clips} clips "
-        f"({result['machine']['device']}, {result['machine']['threads']} thread):",
+        titled(result),
         "",
         "| at | | speed (measured) | PSNR mask | SSIM mask | ring | outside | ours ahead by, paired | held |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -155,17 +151,57 @@ def nano_table(result: dict) -> list[str]:
     return lines
 
 
+def kinds_table(result: dict) -> list[str]:
+    """What each kind of evaluation saves and spoils, and what plans gain by reusing guidance or blocks."""
+    size = f"{result['kinds'][0]['clips']} tuning clips ({result['machine']['device']})"
+    lines = [
+        f"**Each kind of evaluation in the same gaps**, 30 steps, cfg 4, masks of 15% to 25%, {size}; "
+        "G reuses guidance, H does so on a partial evaluation, B reuses background blocks:",
+        "",
+        "| between full ones | cost of the run | error in the edit |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {row['name']} | {row['cost']:.2f} | {row['db']:.1f} dB |" for row in result["kinds"]]
+    lines += [
+        "",
+        "**Plans that may reuse guidance and blocks** at the prices measured "
+        f"(guidance {result['guidance']:g}, blocks {result['blocks']:g}: their error over that of a prediction "
+        f"forecast or held as long), and as an optimist would have it ({OPTIMIST:g} for both):",
+        "",
+        "| mask | wanted | without | at measured prices | uses | optimist | uses |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    plans = {(row["mask"], row["wanted"], row["profile"]): row for row in result["plans"]}
+    for mask, wanted in dict.fromkeys((row["mask"], row["wanted"]) for row in result["plans"]):
+        without, measured, optimist = (plans[mask, wanted, name] for name in ("without", "measured", "optimist"))
+        cells = [f"{row['db']:.1f} dB at {row['speed']:.2f}x" for row in (without, measured, optimist)]
+        uses = [row["uses"] for row in (measured, optimist)]
+        lines.append(f"| {mask:.0%} | {wanted:g}x | {cells[0]} | {cells[1]} | {uses[0]} | {cells[2]} | {uses[1]} |")
+    return lines
+
+
 def sections() -> dict[Path, str]:
     """The page that shows results -> its results section."""
-    parts = [bench_table(result) for result in bench_results()]
-    parts += [quality_table(read(path)) for path in sorted(RESULTS.glob("quality-*.json"), reverse=True)]
-    for name, table in (("comfyui", comfyui_table), ("costs", costs_table)):
+    benched = bench_results()
+    few = Setting(steps=6, cfg=1.0).name
+    front = [by_speed(result) for result in benched if result["setting"] in (MAIN.name, few)]
+    front += [overview(benched)] if benched else []
+    behind = [bench_table(result) for result in benched]
+    quality = [quality_table(read(path)) for path in sorted(RESULTS.glob("quality-*.json"), reverse=True)]
+    (behind if benched else front).extend(quality)
+    tables = (("comfyui", comfyui_table, front), ("costs", costs_table, behind), ("kinds", kinds_table, behind))
+    for name, table, parts in tables:
         if (RESULTS / f"{name}.json").exists():
             parts.append(table(read(RESULTS / f"{name}.json")))
     return {
-        ROOT / "README.md": "\n\n".join("\n".join(part) for part in parts),
+        ROOT / "README.md": _page(front),
+        RESULTS / "README.md": _page(behind),
         ROOT / "nano" / "README.md": "\n".join(nano_table(read(ROOT / "nano" / "results.json"))),
     }
+
+
+def _page(parts: list[list[str]]) -> str:
+    return "\n\n".join("\n".join(part) for part in parts)
 
 
 def read(path: Path) -> dict:

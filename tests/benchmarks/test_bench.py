@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("diffusers", reason="the benchmarks need diffusers")
 
-from benchmarks import bench, report, settings
+from benchmarks import bench, overview, report, settings
 from benchmarks.rivals import tune
 from benchmarks.rivals.methods import METHODS, fewer, why_not
 from benchmarks.settings import MAIN, SETTINGS, Setting, chosen
@@ -64,6 +64,24 @@ def test_every_default_method_is_there_and_side_issues_at_one_speed_only(monkeyp
     speeds = {name: [s for n, s, _ in wanted if n == name] for name, *_ in wanted}
     assert speeds["ours"] == speeds["fewer-steps"] == speeds["easycache"] == [2.0, 3.0, 4.0]
     assert speeds["fp8"] == speeds["teacache"] == [3.0]
+
+
+def test_the_best_other_method_is_the_nearest_of_those_as_fast():
+    def entry(name, speed, ahead):
+        return {"name": name, "wanted": 2.0, "speed": speed, "ours_ahead": {"mean": ahead}}
+
+    entries = [entry("easycache", 1.5, 1.0), entry("magcache", 2.1, 9.0), entry("teacache", 1.9, 7.0)]
+    entries += [entry("fewer-steps", 2.0, 3.0), entry("forecast", 2.0, 2.0)]
+    assert overview.nearest({"summary": entries}, 2.0)["name"] == "teacache"
+    assert overview.nearest({"summary": entries}, 3.0) is None
+
+
+def test_knobs_that_are_the_same_at_a_higher_speed_are_run_once(monkeypatch):
+    knobs = {2.0: {"threshold": 1}, 3.0: {"threshold": 2}, 4.0: {"threshold": 2}}
+    monkeypatch.setattr(bench, "tuned", lambda setting, name, speed: knobs[speed] if METHODS[name].knobs else {})
+    wanted, _ = bench.runs(MAIN, ["ours", "easycache"])
+    assert [s for n, s, _ in wanted if n == "easycache"] == [2.0, 3.0]
+    assert [s for n, s, _ in wanted if n == "ours"] == [2.0, 3.0, 4.0]
 
 
 def test_each_half_of_ours_stands_alone():
@@ -154,15 +172,16 @@ def test_bench_end_to_end_and_on(tmp_path, monkeypatch, capsys):
     result = json.loads(path.read_text())
     assert path.with_suffix(".png").stat().st_size > 5000
     assert result["missing"].keys() == {"magcache"} and result["machine"]["threads"] == 1
-    assert len(result["rows"]) == 1 + 4 * len(TINY.speeds)
+    assert len(result["rows"]) == 1 + 4 * len(TINY.speeds) - 1  # EasyCache's knobs are the same at both speeds
     by_name = {(e["name"], e["wanted"]): e for e in result["summary"]}
     assert by_name["full", 1.0]["psnr"]["mask"] == 100.0
-    for name in ("ours", "fewer-steps", "easycache", "crop"):
-        entry = by_name[name, 2.0]
+    for name, speed in (("ours", 2.0), ("fewer-steps", 2.0), ("easycache", 1.5), ("crop", 2.0)):
+        entry = by_name[name, speed]
         assert entry["speed"] > 0 and 5 < entry["psnr"]["mask"] <= 100 and entry["held_mb"] is not None
-    assert by_name["easycache", 2.0]["ours_ahead"]["clips"] == 1
-    table = "\n".join(report.bench_table(result))
-    assert "fewer steps" in table and "**HetCache**" in table
+    assert by_name["easycache", 1.5]["ours_ahead"]["clips"] == 1
+    for table in (report.bench_table(result), overview.by_speed(result), overview.overview([result])):
+        assert any("dB" in line for line in table)
+    assert overview.by_speed(result)[4].startswith("| **HetCache** | ")
 
 
 @pytest.mark.skipif(bool(missing()), reason=missing())

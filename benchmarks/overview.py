@@ -1,0 +1,89 @@
+"""The benchmark in few rows: what the README shows first."""
+
+from __future__ import annotations
+
+from benchmarks.rivals.methods import METHODS
+from benchmarks.settings import Setting
+
+AT_TIME = 0.93  # share of a wanted speed that a method tuned on other clips must reach to count as as fast
+ORDER = ("ours", "ablation", "rival", "paper")
+
+
+def titled(result: dict) -> str:
+    """A setting in words, with its clips and machine."""
+    setting, machine = Setting.parse(result["setting"]), result["machine"]
+    clips = max(entry["clips"] for entry in result["summary"])
+    threads = f"{machine['threads']} thread" + ("s" if machine["threads"] != 1 else "")
+    return (
+        f"**{setting.steps} steps, cfg {setting.cfg:g}, {masks(setting)}**, {hosted(setting)}, {setting.size}x"
+        f"{setting.size}, {setting.frames} frames, up to {clips} clips ({machine['device']}, {threads}):"
+    )
+
+
+def masks(setting: Setting) -> str:
+    """Its masks in words."""
+    if setting.real:
+        return "real footage"
+    return f"{'moving' if setting.moving else 'still'} masks of {setting.mask:.0%}"
+
+
+def hosted(setting: Setting) -> str:
+    """Its host and sampler in words."""
+    host = "ComfyUI" if setting.host == "comfyui" else setting.host
+    return f"{host}, {setting.sampler}"
+
+
+def by_speed(result: dict) -> list[str]:
+    """A row a method, a column a speed: decibels in the mask, the measured speed, and how far ours is ahead."""
+    found = {(entry["name"], entry["wanted"]): entry for entry in result["summary"] if entry["name"] != "full"}
+    speeds = sorted({wanted for _, wanted in found})
+    names = sorted({name for name, _ in found}, key=lambda n: (ORDER.index(METHODS[n].kind), list(METHODS).index(n)))
+    heads = " | ".join(f"at {s:g}x" for s in speeds)
+    lines = [titled(result), "", f"| | {heads} |", "|---" * (len(speeds) + 1) + "|"]
+    for name in names:
+        cells = [_cell(found.get((name, speed))) for speed in speeds]
+        lines.append(f"| {METHODS[name].label} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _cell(entry: dict | None) -> str:
+    if entry is None:
+        return ""
+    text = f"{entry['psnr']['mask']:.1f} dB at {entry['speed']:.2f}x"
+    ahead = entry.get("ours_ahead")
+    return text + (f" ({-ahead['mean']:+.1f} ± {ahead['spread']:.1f})" if ahead else "")
+
+
+def nearest(result: dict, wanted: float) -> dict | None:
+    """Of the other methods as fast as wanted, fewer steps apart, the one ours is least ahead of."""
+    others = [
+        entry
+        for entry in result["summary"]
+        if entry["wanted"] == wanted and "ours_ahead" in entry and entry["speed"] >= AT_TIME * wanted
+        and METHODS[entry["name"]].kind in ("rival", "paper") and entry["name"] != "fewer-steps"
+    ]  # fmt: skip
+    return min(others, key=lambda entry: entry["ours_ahead"]["mean"], default=None)
+
+
+def overview(results: list[dict]) -> list[str]:
+    """A row per setting and speed: ours, and how far it is ahead of fewer steps and of the best other method."""
+    lines = [
+        "| setting | clips | speed (measured) | PSNR mask | over fewer steps | over the best other method as fast |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        setting = Setting.parse(result["setting"])
+        found = {(entry["name"], entry["wanted"]): entry for entry in result["summary"]}
+        for speed in sorted({wanted for name, wanted in found if name == "ours"}):
+            ours, fewer, best = found["ours", speed], found.get(("fewer-steps", speed)), nearest(result, speed)
+            words = f"{setting.steps} steps, cfg {setting.cfg:g}, {masks(setting)}, {hosted(setting)}"
+            words += f", {setting.frames} frames"
+            rival = f" ({METHODS[best['name']].label})" if best else ""
+            mine = f"{ours['clips']} | {ours['speed']:.2f}x | {ours['psnr']['mask']:.1f} dB"
+            lines.append(f"| {words} | {mine} | {_ahead(fewer)} | {_ahead(best)}{rival} |")
+    return lines
+
+
+def _ahead(entry: dict | None) -> str:
+    ahead = entry and entry.get("ours_ahead")
+    return f"{ahead['mean']:+.1f} ± {ahead['spread']:.1f} dB" if ahead else ""
