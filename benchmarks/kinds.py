@@ -3,10 +3,11 @@
     python -m benchmarks.kinds --out benchmarks/results/kinds.json --profile hetcache_core/profiles/nano.json
 
 Every kind fills the same gaps between full evaluations: reuse, guidance, partial, half and block evaluations, on tuning
-clips whose mask covers a fifth. From their errors follow two numbers of an error profile, by least squares of relative
-residuals: what a reused guidance difference and a reused block delta cost over a prediction forecast or held as long.
-Then plans that may use what a profile allows are held against plans of full, partial and reuse evaluations alone, on
-masks of all sizes: once at those prices, and once as if guidance and blocks cost nearly nothing.
+clips whose mask covers a fifth. Two numbers of an error profile follow: what a reused guidance difference and a reused
+block delta cost over a prediction forecast or held as long. They are taken from schedules in which reuse follows: a
+forecast made of what was derived errs several times as much as what was derived, and plans mix all kinds. Then plans
+that may use what a profile allows are held against plans of full, partial and reuse evaluations alone, on masks of all
+sizes: once at those prices, and once at prices that look better than any that were measured.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from nano.clips import TUNING, make_clip
 
 GAPS = {1: 13, 3: 6, 5: 4}  # evaluations between full ones, and how often that fits
 KINDS = "RGPHB"
-ALTERNATING = {"FGR": 9, "FBR": 9, "FHP": 9, "FRP": 9}
-MASKS, SPEEDS = ((0.15, 0.25), (0.35, 0.45), (0.65, 0.75)), (1.5, 2.0, 3.0)
+ALTERNATING = {"FGR": 9, "FHR": 9, "FBR": 9, "FHP": 9, "FPR": 9}
+MASKS, SPEEDS = ((0.15, 0.25), (0.35, 0.45), (0.65, 0.75)), (2.0, 3.0)
 COSTS = Costs(0.3, blocks=0.7, guidance=0.5)  # errors do not depend on them
-OPTIMIST = 0.3  # guidance at this price looks better than it was on any clip
+OPTIMIST = 0.3
 
 
 def schedules() -> dict[str, str]:
@@ -68,20 +69,25 @@ def probes(args) -> Iterator[dict]:
 
 
 def prices(rows: list[dict], edit: LatentEdit) -> tuple[float, float]:
-    """The error profile's ``guidance`` and ``blocks`` by which the planner's terms come nearest to the errors."""
+    """The error profile's ``guidance`` and ``blocks`` at which the planner foretells the errors of FGR and FBR."""
     profile = replace(ErrorProfile.load("nano"), guidance=1.0, blocks=1.0)
     rules, sigmas = replace(FREE, guidance=True, blocks=True), edit.sigmas(STEPS)
 
-    def fitted(letter: str) -> float:
-        ratios = []
-        for name, schedule in schedules().items():
-            if set(name) & set("FPRGHB") - {"F"} == {letter}:
-                errors = [row["error"] for row in rows if row["name"] == name]
-                ratios.append(error_terms(schedule, sigmas, profile, COSTS, rules)[0] / np.mean(errors))
-        return float(np.sum(ratios) / np.sum(np.square(ratios)))
+    def terms(name: str) -> float:
+        return error_terms(schedules()[name], sigmas, profile, COSTS, rules)[0]
 
-    reuse = fitted("R")
-    return tuple(float(f"{fitted(letter) / reuse:.3g}") for letter in "GB")
+    def error(name: str) -> float:
+        return float(np.mean([row["error"] for row in rows if row["name"] == name]))
+
+    ratios = np.array([terms(f"R{gap}") / error(f"R{gap}") for gap in GAPS])
+    scale = ratios.sum() / np.square(ratios).sum()  # error per unit of forecast, by least squares of relative residuals
+
+    def price(name: str) -> float:
+        reused = schedules()[name].replace(name[1], "P")  # the same with what is priced at nothing
+        free = error_terms(reused, sigmas, replace(profile, staleness=0.0, spill=0.0), COSTS, rules)[0]
+        return float(f"{max(error(name) / scale - free, 0.0) / (terms(name) - free):.3g}")
+
+    return price("FGR"), price("FBR")
 
 
 def plans(args, guidance: float, blocks: float) -> Iterator[dict]:

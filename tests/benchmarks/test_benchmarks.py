@@ -92,7 +92,8 @@ def test_prices_of_guidance_and_blocks_come_from_their_errors():
     assert all(
         len(schedule) == 30 and schedule.startswith("FF") and schedule.endswith("FF") for schedule in names.values()
     )
-    flat = [{"name": name, "error": 0.01} for name in names]
-    doubled = [{**row, "error": row["error"] * (2 if row["name"][0] == "G" else 1)} for row in flat]
-    (guidance, blocks), (twice, same) = kinds.prices(flat, edit), kinds.prices(doubled, edit)
-    assert twice == pytest.approx(2 * guidance, rel=0.01) and same == blocks > 0
+    near = {"R1": 0.01, "R3": 0.05, "R5": 0.1}
+    rows = [{"name": name, "error": near.get(name, 0.05)} for name in names]
+    worse = [{**row, "error": row["error"] * (2 if row["name"] == "FGR" else 1)} for row in rows]
+    (guidance, blocks), (dearer, same) = kinds.prices(rows, edit), kinds.prices(worse, edit)
+    assert dearer > 1.5 * guidance > 0 and same == blocks > 0
