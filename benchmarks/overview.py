@@ -16,7 +16,7 @@ def titled(result: dict) -> str:
     threads = f"{machine['threads']} thread" + ("s" if machine["threads"] != 1 else "")
     return (
         f"**{setting.steps} steps, cfg {setting.cfg:g}, {masks(setting)}**, {hosted(setting)}, {setting.size}x"
-        f"{setting.size}, {setting.frames} frames, up to {clips} clips ({machine['device']}, {threads}):"
+        f"{setting.size}, {setting.frames} frames, {clips} clips ({machine['device']}, {threads}):"
     )
 
 
@@ -38,11 +38,14 @@ def by_speed(result: dict) -> list[str]:
     found = {(entry["name"], entry["wanted"]): entry for entry in result["summary"] if entry["name"] != "full"}
     speeds = sorted({wanted for _, wanted in found})
     names = sorted({name for name, _ in found}, key=lambda n: (ORDER.index(METHODS[n].kind), list(METHODS).index(n)))
+    most = max(entry["clips"] for entry in found.values())
     heads = " | ".join(f"at {s:g}x" for s in speeds)
     lines = [titled(result), "", f"| | {heads} |", "|---" * (len(speeds) + 1) + "|"]
     for name in names:
-        cells = [_cell(found.get((name, speed))) for speed in speeds]
-        lines.append(f"| {METHODS[name].label} | " + " | ".join(cells) + " |")
+        mine = [found.get((name, speed)) for speed in speeds]
+        clips = max(entry["clips"] for entry in mine if entry)
+        label = METHODS[name].label + (f" ({clips} clips)" if clips < most else "")
+        lines.append(f"| {label} | " + " | ".join(_cell(entry) for entry in mine) + " |")
     return lines
 
 

@@ -58,8 +58,8 @@ def bench_table(result: dict) -> list[str]:
     lines = [
         titled(result),
         "",
-        "| at | | speed (measured) | PSNR mask | SSIM mask | ring | outside | ours ahead by, paired | held |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| at | | clips | speed (measured) | PSNR mask | SSIM mask | ring | outside | ours ahead by, paired | held |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for entry in result["summary"]:
         if entry["name"] == "full":
@@ -69,7 +69,7 @@ def bench_table(result: dict) -> list[str]:
         ring, outside = ("" if psnr[region] is None else f"{psnr[region]:.1f}" for region in ("ring", "outside"))
         label = METHODS[entry["name"]].label
         lines.append(
-            f"| {entry['wanted']:g}x | {label} | {entry['speed']:.2f}x | {psnr['mask']:.1f} dB | "
+            f"| {entry['wanted']:g}x | {label} | {entry['clips']} | {entry['speed']:.2f}x | {psnr['mask']:.1f} dB | "
             f"{entry['ssim']['mask']:.3f} | {ring} | {outside} | {gain} | {'' if held is None else f'{held:.0f} MB'} |"
         )
     return lines
