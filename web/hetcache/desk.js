@@ -6,6 +6,7 @@ import { PATCH_MODEL, patchPanel } from "./patch_panel.js";
 import { POLICY, policyPanel } from "./policy_panel.js";
 import { STATS, statsPanel } from "./stats_panel.js";
 import { after } from "./widget.js";
+import { say } from "./words.js";
 
 const PROGRESS = "hetcache.progress";
 const PLAN = "/hetcache/plan";
@@ -25,9 +26,9 @@ export class Desk {
   listen() {
     this.api.addEventListener(PROGRESS, ({ detail }) => this.progress(detail));
     window.addEventListener("pagehide", store);
-    const ends = { execution_interrupted: "stopped", execution_error: "ended by an error" };
+    const ends = { execution_interrupted: () => say("stopped"), execution_error: () => say("ended by an error") };
     for (const [event, word] of Object.entries(ends)) {
-      this.api.addEventListener(event, () => this.each(PATCH_MODEL, (panel) => panel.stopped(word)));
+      this.api.addEventListener(event, () => this.each(PATCH_MODEL, (panel) => panel.stopped(word())));
     }
     this.api.addEventListener("execution_success", () => this.each(POLICY, (panel) => panel.refresh()));
   }
@@ -102,9 +103,12 @@ export class Desk {
     try {
       answer = await this.api.fetchApi(PLAN, { method: "POST", headers, body });
     } catch {
-      throw new Error("the server does not answer");
+      throw new Error(say("the server does not answer"));
     }
-    if (!answer.ok) throw new Error(`the server has no planner (${answer.status}); restart it with HetCache installed`);
+    if (!answer.ok) {
+      throw new Error(say("the server has no planner ({status}); restart it with HetCache installed",
+        { status: answer.status }));
+    }
     return answer.json();
   }
 
