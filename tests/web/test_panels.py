@@ -84,6 +84,46 @@ def test_the_token_map_shows_what_was_sent(editor):
     assert "latent frame 1 of" in editor.text("hetcache_stats")
 
 
+COPY = "HET.panel('hetcache_stats').querySelector(':scope > button')"
+
+
+def test_what_is_copied_is_the_json_of_the_server(editor):
+    editor.js("""(() => {
+        const preview = LiteGraph.createNode('PreviewAny');
+        app.graph.add(preview);
+        preview.pos = [0, 1400];
+        HET.node('HetCacheStats').connect(3, preview, 0);
+    })()""")
+    editor.run()
+    editor.comes_to("hetcache_stats", "done")
+    editor.finished()
+    node = editor.js("HET.node('PreviewAny', 1).id")
+    history = editor.server.get("/history?max_items=1")
+    (outputs,) = (entry["outputs"] for entry in history.values())
+    editor.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    try:
+        editor.js(f"{COPY}.click()")
+        editor.until(f"{COPY}.textContent === 'Copied'")
+        copied = json.loads(editor.js("navigator.clipboard.readText()"))
+    finally:
+        editor.page.context.clear_permissions()
+    assert copied == json.loads(outputs[str(node)]["text"][0])
+    assert copied["runs"][0]["decisions"] and not copied["untouched"]
+
+
+def test_a_browser_that_forbids_copying_is_told_another_way(editor):
+    editor.run()
+    editor.comes_to("hetcache_stats", "done")
+    editor.finished()
+    editor.js("void (navigator.clipboard.writeText = () => Promise.reject(new Error('no')))")
+    try:
+        editor.js(f"{COPY}.click()")
+        editor.until(f"{COPY}.textContent.includes('use the json output')")
+        editor.until(f"{COPY}.textContent === 'Copy JSON'")
+    finally:
+        editor.js("delete navigator.clipboard.writeText")
+
+
 def test_the_slider_shows_what_the_planner_would_do(editor):
     editor.run()
     editor.comes_to("hetcache_plan", "known")
