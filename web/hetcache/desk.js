@@ -5,11 +5,13 @@ import { MASK, maskPanel } from "./mask_panel.js";
 import { PATCH_MODEL, patchPanel } from "./patch_panel.js";
 import { POLICY, policyPanel } from "./policy_panel.js";
 import { STATS, statsPanel } from "./stats_panel.js";
+import { showStills, takeStills } from "./still.js";
 import { after } from "./widget.js";
 import { say } from "./words.js";
 
 const PROGRESS = "hetcache.progress";
 const PLAN = "/hetcache/plan";
+const LOOK = "/hetcache/mask";
 
 export class Desk {
   /** @param app the host's application @param api its connection to the server */
@@ -81,7 +83,9 @@ export class Desk {
   }
 
   furnishMask(node) {
-    const panel = maskPanel(node);
+    const panel = maskPanel(node, (settings) => this.look(settings));
+    takeStills(node, this.api, panel.fail);
+    showStills(node);
     this.panels.set(node, panel);
     after(node, "onExecuted", (output) => {
       if (!output?.hetcache_mask) return;
@@ -107,6 +111,16 @@ export class Desk {
     }
     if (!answer.ok) {
       throw new Error(say("the server has no planner ({status}); restart it with HetCache installed",
+        { status: answer.status }));
+    }
+    return answer.json();
+  }
+
+  /** What the file of a Load Mask Video has; rejects with words for a person. */
+  async look(settings) {
+    const answer = await this.api.fetchApi(`${LOOK}?${new URLSearchParams(settings)}`).catch(() => ({ status: "–" }));
+    if (!answer.ok) {
+      throw new Error(say("The server cannot look at this mask ({status}). Its numbers show once the workflow runs.",
         { status: answer.status }));
     }
     return answer.json();
