@@ -54,10 +54,9 @@ def draw(clip: np.ndarray, mask: np.ndarray, full: runs.Run, fast: runs.Run) -> 
     row([("as it is", _grey(plain[0])), ("grow 16", _grey(spread(plain, 16)[0])),
          ("grow 16, feather 24", _grey(soften(spread(plain, 16), 24)[0]))], "", "HetCacheLoadMaskVideo")  # fmt: skip
     speeds(mask.mean())
-    stats = fast.stats.picture(clip[len(clip) // 2])
-    Image.fromarray(stats).save(HELP / "HetCacheStats.webp", quality=85, method=6)
+    half(fast.stats.picture(clip[len(clip) // 2])).save(HELP / "HetCacheStats.webp", quality=85, method=6)
     scores = draw_scores(BlockProfile.load("nano"))
-    Image.fromarray(scores).save(HELP / "HetCacheProfileModel.webp", quality=85, method=6)
+    half(scores).save(HELP / "HetCacheProfileModel.webp", quality=85, method=6)
     before, after, inside = torch.from_numpy(full.video), torch.from_numpy(fast.video), torch.from_numpy(mask)
     decibels = by_frame(after, before, inside)
     card = comparison.card(before, after, inside, 8.0, int(np.argmin(decibels)), compare(after, before, inside))
@@ -78,6 +77,12 @@ def moving(clip: np.ndarray, mask: np.ndarray, full: runs.Run, fast: runs.Run) -
         frames.append(image)
     frames[0].save(HERE / "moving.webp", save_all=True, append_images=frames[1:], duration=60, loop=0, quality=72,
                    method=6)  # fmt: skip
+
+
+def half(picture: np.ndarray) -> Image.Image:
+    """Small enough for a page, large enough for a sharp screen."""
+    image = Image.fromarray(picture)
+    return image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
 
 
 def row(panels: list[tuple[str, np.ndarray]], decisions: str, name: str) -> None:

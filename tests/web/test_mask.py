@@ -99,6 +99,11 @@ def test_the_numbers_follow_the_settings_and_say_what_is_wrong(with_mask, mask_f
     with_mask.set("HetCacheLoadMaskVideo", "channel", "alpha")
     with_mask.comes_to("hetcache_mask", "error")
     assert "no alpha channel. Choose luma" in with_mask.text("hetcache_mask")
+    for theme in ("light", "dark"):
+        with_mask.setting("Comfy.ColorPalette", theme)
+        is_dark = str(theme == "dark").lower()
+        with_mask.until(f"document.documentElement.classList.contains('dark-theme') === {is_dark}")
+        assert with_mask.js("HET.faint('hetcache_mask')") == []
     with_mask.page.route("**/hetcache/mask?*", lambda route: route.fulfill(status=404, body="no such route"))
     try:
         with_mask.set("HetCacheLoadMaskVideo", "channel", "luma")
