@@ -4,6 +4,7 @@ import { say } from "./words.js";
 
 const IMAGE = /\.(bmp|gif|jpe?g|png|webp)( \[\w+\])?$/i; // those that browsers show
 const IMAGE_PREVIEW = "$$canvas-image-preview"; // the host's name for it
+const NO_FILE = "(none)"; // what the node has in an empty list
 const UPLOAD = "/upload/image"; // the host's, which takes files of every kind
 
 /**
@@ -32,11 +33,15 @@ export function takeStills(node, api, fail) {
 export function showStills(node) {
   const file = node.widgets?.find((one) => one.name === "file");
   if (!file) return;
-  const chosen = () => { node.previewMediaType = IMAGE.test(file.value) ? "image" : "video"; };
+  const chosen = () => {
+    node.previewMediaType = IMAGE.test(file.value) ? "image" : "video";
+    node.hideOutputImages = file.value === NO_FILE; // it would be said to have failed to load
+  };
   after(file, "callback", chosen);
   after(node, "onConfigure", chosen);
   after(node, "onExecuted", () => {
     node.previewMediaType = "video";
+    node.hideOutputImages = false;
     node.imgs = undefined; // in the classic canvas the image would keep its room
     const drawn = node.widgets.find((one) => one.name === IMAGE_PREVIEW);
     if (drawn) node.removeWidget?.(drawn);

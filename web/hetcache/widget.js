@@ -23,7 +23,10 @@ export function addPanel(node, name, label, minHeight, minWidth = 320) {
   });
   widget.serialize = false;
   widget.serializeValue = () => undefined;
-  if (node.size?.[0] < minWidth) node.setSize?.([minWidth, node.size[1]]);
+  if (node.size) { // a node just made is too small for it; Nodes 2.0 fits the height by itself
+    const least = globalThis.LiteGraph?.vueNodesMode ? 0 : node.computeSize?.()[1] ?? 0;
+    node.setSize?.([Math.max(node.size[0], minWidth), Math.max(node.size[1], least)]);
+  }
   const leave = [];
   after(node, "onRemoved", () => leave.splice(0).forEach((f) => f()));
 
