@@ -29,6 +29,7 @@ HERE = pathlib.Path(__file__).parent
 HELP = HERE.parent / "web" / "docs" / "img"
 PAPER, INK = (24, 24, 27), (228, 228, 231)
 SIDE, FRAMES, STEPS, PROMPT, SPEED = 192, 33, 30, "red star", 3
+LARGER = 20  # pixels of a word on a help page, which the host shows about half as wide
 SHOWN = 20  # the frame that still pictures show
 
 
@@ -89,7 +90,7 @@ def row(panels: list[tuple[str, np.ndarray]], decisions: str, name: str) -> None
     """Pictures beside each other, above the steps where there are any."""
     image = _sheet(len(panels), 30 + (86 if decisions else 0))
     for index, (text, frame) in enumerate(panels):
-        _panel(image, index, text, frame)
+        _panel(image, index, text, frame, LARGER)
     if decisions:
         _steps(image, decisions, 0, image.width, 44 + SIDE, 40)
         _legend(image, image.height - 18)
@@ -102,7 +103,7 @@ def speeds(share: float) -> None:
     image = Image.new("RGB", (3 * SIDE + 8, 62 * len(rows) + 30), PAPER)
     for index, speed in enumerate(rows):
         top = 8 + 62 * index
-        ImageDraw.Draw(image).text((6, top + 30), f"speed {speed}", fill=INK, font=ImageFont.load_default(17),
+        ImageDraw.Draw(image).text((6, top + 30), f"speed {speed}", fill=INK, font=ImageFont.load_default(LARGER),
                                    anchor="lm")  # fmt: skip
         decisions = planned(STEPS, float(speed), share) if speed != "1" else "F" * STEPS
         _steps(image, decisions, 90, image.width - 90, top, 46)
@@ -114,10 +115,10 @@ def _sheet(panels: int, more: int) -> Image.Image:
     return Image.new("RGB", (panels * SIDE + (panels - 1) * 4, SIDE + more), PAPER)
 
 
-def _panel(image: Image.Image, index: int, text: str, frame: np.ndarray) -> None:
+def _panel(image: Image.Image, index: int, text: str, frame: np.ndarray, size: int = 15) -> None:
     x = index * (SIDE + 4)
     image.paste(Image.fromarray(frame), (x, 28))
-    ImageDraw.Draw(image).text((x + 4, 14), text, fill=INK, font=ImageFont.load_default(15), anchor="lm")
+    ImageDraw.Draw(image).text((x + 4, 14), text, fill=INK, font=ImageFont.load_default(size), anchor="lm")
 
 
 def _steps(image: Image.Image, decisions: str, left: int, width: int, top: int, height: int) -> None:
@@ -129,8 +130,8 @@ def _steps(image: Image.Image, decisions: str, left: int, width: int, top: int, 
 
 
 def _legend(image: Image.Image, y: int) -> None:
-    pen, font = ImageDraw.Draw(image), ImageFont.load_default(15)
-    for x, letter, text in ((6, "F", "all computed"), (150, "P", "masked region"), (310, "R", "forecast")):
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(LARGER)
+    for x, letter, text in ((6, "F", "all computed"), (200, "P", "masked region"), (410, "R", "forecast")):
         pen.rectangle((x, y - 6, x + 12, y + 6), fill=COLOURS[letter])
         pen.text((x + 18, y), text, fill=INK, font=font, anchor="lm")
 
