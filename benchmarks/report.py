@@ -123,6 +123,18 @@ def comfyui_table(result: dict) -> list[str]:
     return lines
 
 
+def panel_table(result: dict) -> list[str]:
+    """What watching a run costs it, in a sentence."""
+    settings, summary, machine = result["settings"], result["summary"], result["machine"]
+    seen = summary["watched"]
+    return [
+        f"**Watching costs**: with the live panel open, sampling took {seen['ratio']:.3f} times as long as without "
+        f"(quartiles {seen['ratio_low']:.3f} to {seen['ratio_high']:.3f} of {seen['pairs']} alternated pairs; "
+        f"{settings['steps']} steps in {summary['run_seconds']:.1f} s); events took {seen['share']:.2%} of the time "
+        f"({machine['device']}, {machine['threads']} threads)."
+    ]
+
+
 def nano_table(result: dict) -> list[str]:
     """What was measured of nano itself."""
     lines = [
@@ -189,7 +201,10 @@ def sections() -> dict[Path, str]:
     behind = [bench_table(result) for result in benched]
     quality = [quality_table(read(path)) for path in sorted(RESULTS.glob("quality-*.json"), reverse=True)]
     (behind if benched else front).extend(quality)
-    tables = (("comfyui", comfyui_table, front), ("costs", costs_table, behind), ("kinds", kinds_table, behind))
+    tables = (
+        ("comfyui", comfyui_table, front), ("panel", panel_table, front), ("costs", costs_table, behind),
+        ("kinds", kinds_table, behind),
+    )  # fmt: skip
     for name, table, parts in tables:
         if (RESULTS / f"{name}.json").exists():
             parts.append(table(read(RESULTS / f"{name}.json")))

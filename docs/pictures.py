@@ -29,6 +29,7 @@ HERE = pathlib.Path(__file__).parent
 HELP = HERE.parent / "web" / "docs" / "img"
 PAPER, INK = (24, 24, 27), (228, 228, 231)
 SIDE, FRAMES, STEPS, PROMPT, SPEED = 192, 33, 30, "red star", 3
+LARGER = 20  # pixels of a word on a help page, which the host shows about half as wide
 SHOWN = 20  # the frame that still pictures show
 
 
@@ -54,10 +55,9 @@ def draw(clip: np.ndarray, mask: np.ndarray, full: runs.Run, fast: runs.Run) -> 
     row([("as it is", _grey(plain[0])), ("grow 16", _grey(spread(plain, 16)[0])),
          ("grow 16, feather 24", _grey(soften(spread(plain, 16), 24)[0]))], "", "HetCacheLoadMaskVideo")  # fmt: skip
     speeds(mask.mean())
-    stats = fast.stats.picture(clip[len(clip) // 2])
-    Image.fromarray(stats).save(HELP / "HetCacheStats.webp", quality=85, method=6)
+    half(fast.stats.picture(clip[len(clip) // 2])).save(HELP / "HetCacheStats.webp", quality=85, method=6)
     scores = draw_scores(BlockProfile.load("nano"))
-    Image.fromarray(scores).save(HELP / "HetCacheProfileModel.webp", quality=85, method=6)
+    half(scores).save(HELP / "HetCacheProfileModel.webp", quality=85, method=6)
     before, after, inside = torch.from_numpy(full.video), torch.from_numpy(fast.video), torch.from_numpy(mask)
     decibels = by_frame(after, before, inside)
     card = comparison.card(before, after, inside, 8.0, int(np.argmin(decibels)), compare(after, before, inside))
@@ -80,11 +80,17 @@ def moving(clip: np.ndarray, mask: np.ndarray, full: runs.Run, fast: runs.Run) -
                    method=6)  # fmt: skip
 
 
+def half(picture: np.ndarray) -> Image.Image:
+    """Small enough for a page, large enough for a sharp screen."""
+    image = Image.fromarray(picture)
+    return image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
+
+
 def row(panels: list[tuple[str, np.ndarray]], decisions: str, name: str) -> None:
     """Pictures beside each other, above the steps where there are any."""
     image = _sheet(len(panels), 30 + (86 if decisions else 0))
     for index, (text, frame) in enumerate(panels):
-        _panel(image, index, text, frame)
+        _panel(image, index, text, frame, LARGER)
     if decisions:
         _steps(image, decisions, 0, image.width, 44 + SIDE, 40)
         _legend(image, image.height - 18)
@@ -97,7 +103,7 @@ def speeds(share: float) -> None:
     image = Image.new("RGB", (3 * SIDE + 8, 62 * len(rows) + 30), PAPER)
     for index, speed in enumerate(rows):
         top = 8 + 62 * index
-        ImageDraw.Draw(image).text((6, top + 30), f"speed {speed}", fill=INK, font=ImageFont.load_default(17),
+        ImageDraw.Draw(image).text((6, top + 30), f"speed {speed}", fill=INK, font=ImageFont.load_default(LARGER),
                                    anchor="lm")  # fmt: skip
         decisions = planned(STEPS, float(speed), share) if speed != "1" else "F" * STEPS
         _steps(image, decisions, 90, image.width - 90, top, 46)
@@ -109,10 +115,10 @@ def _sheet(panels: int, more: int) -> Image.Image:
     return Image.new("RGB", (panels * SIDE + (panels - 1) * 4, SIDE + more), PAPER)
 
 
-def _panel(image: Image.Image, index: int, text: str, frame: np.ndarray) -> None:
+def _panel(image: Image.Image, index: int, text: str, frame: np.ndarray, size: int = 15) -> None:
     x = index * (SIDE + 4)
     image.paste(Image.fromarray(frame), (x, 28))
-    ImageDraw.Draw(image).text((x + 4, 14), text, fill=INK, font=ImageFont.load_default(15), anchor="lm")
+    ImageDraw.Draw(image).text((x + 4, 14), text, fill=INK, font=ImageFont.load_default(size), anchor="lm")
 
 
 def _steps(image: Image.Image, decisions: str, left: int, width: int, top: int, height: int) -> None:
@@ -124,8 +130,8 @@ def _steps(image: Image.Image, decisions: str, left: int, width: int, top: int, 
 
 
 def _legend(image: Image.Image, y: int) -> None:
-    pen, font = ImageDraw.Draw(image), ImageFont.load_default(15)
-    for x, letter, text in ((6, "F", "all computed"), (150, "P", "masked region"), (310, "R", "forecast")):
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(LARGER)
+    for x, letter, text in ((6, "F", "all computed"), (200, "P", "masked region"), (410, "R", "forecast")):
         pen.rectangle((x, y - 6, x + 12, y + 6), fill=COLOURS[letter])
         pen.text((x + 18, y), text, fill=INK, font=font, anchor="lm")
 

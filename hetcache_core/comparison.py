@@ -18,6 +18,7 @@ from .quality import REGIONS
 
 WIDEST = 3840  # pixels of the frames side by side: what 4K screens show and video encoders take
 CARD = 960  # pixels, both ways at most, of the picture of one frame
+TEXT = 36  # pixels, of its words
 OUTLINE = CLASSES[0][1]  # what the token map has for the generated region
 # Black, blue, orange, white: brighter is more, for colour-blind eyes and in print too.
 RAMP = torch.tensor([(0, 0, 0), (0, 114, 178), (230, 159, 0), (255, 255, 255)]) / 255
@@ -89,8 +90,9 @@ def card(before: Tensor, after: Tensor, mask: Tensor, gain: float, index: int, r
     room = CARD // 2
     scale = room / max(height, width)
     size = (even(height * scale), even(width * scale))
-    block = max(size[1], 400)  # of the numbers, which need room beside a narrow clip
-    bar, rows = 34, max(size[0] + 34, 7 * 36)
+    block = max(size[1], room)  # of the numbers, which need room beside a narrow clip
+    bar, line = 48, 52  # on a node, which is a third as wide, words are then as large as its own
+    rows = max(size[0] + bar, 7 * line)
     a, b, m = (video[index].cpu() for video in (before, after, mask))
     image = Image.new("RGB", (max(size[1], block) + block, bar + size[0] + rows + 12), DARK)
     for (x, y), text, frame in (((0, 0), "before", a), ((block, 0), "after", b),
@@ -98,15 +100,15 @@ def card(before: Tensor, after: Tensor, mask: Tensor, gain: float, index: int, r
         panel = torch.cat([_caption(text, size[1], bar), _resized(outlined(frame, m), size)])
         image.paste(Image.fromarray(to_uint8(panel)), (x, y))
     pen, x, y = ImageDraw.Draw(image), block + 16, bar + size[0] + 4
-    for place, text in zip((x + 236, x + 376), ("PSNR", "SSIM")):
-        pen.text((place, y), text, fill=INK, font=_font(26), anchor="ra")
+    for place, text in zip((x + 306, x + 452), ("PSNR", "SSIM")):
+        pen.text((place, y), text, fill=INK, font=_font(TEXT), anchor="ra")
     for row, name in enumerate(REGIONS, 1):
         cells = (NAMES[name], say(result["psnr"][name]), similarity(result["ssim"][name]))
-        for place, text in zip((x, x + 236, x + 376), cells):
+        for place, text in zip((x, x + 306, x + 452), cells):
             colour = OUTLINE if name == "mask" else INK
-            pen.text((place, y + 38 * row), text, fill=colour, font=_font(26), anchor="la" if place == x else "ra")
+            pen.text((place, y + line * row), text, fill=colour, font=_font(TEXT), anchor="la" if place == x else "ra")
     which = f"frame {index + 1} of {len(before)}" + (", the worst" if math.isfinite(result["psnr"]["mask"]) else "")
-    pen.text((x, y + 38 * 5 + 8), which, fill=INK, font=_font(22))
+    pen.text((x, y + line * 5 + 8), which, fill=INK, font=_font(TEXT))
     return torch.from_numpy(np.asarray(image).astype(np.float32) / 255)
 
 

@@ -4,19 +4,25 @@
 
 writes `en/nodeDefs.json` from the nodes themselves and lists what the other languages lack or have too much. Those are
 edited by hand, in the layout the host reads: of a node its `display_name`, `description`, inputs by name, outputs by
-number.
+number. `main.json` has the panels' words under `hetcache`, by the English ones: those that `web/` says, and of the
+server's reasons such as say always the same.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import pathlib
+import re
 import sys
 import urllib.request
 from collections.abc import Iterator
 
 HERE = pathlib.Path(__file__).parent
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 LANGUAGES = ("en", "ja", "ko", "zh")
+_TEXT = r'"(?:[^"\\]|\\.)*"'
+_SAID = re.compile(rf"\bsay\(\s*({_TEXT}(?:\s*\+\s*{_TEXT})*)")
 
 
 def english(definitions: dict) -> dict:
@@ -53,6 +59,27 @@ def read(language: str) -> dict:
     return json.loads((HERE / language / "nodeDefs.json").read_text(encoding="utf-8"))
 
 
+def panel(language: str) -> dict[str, str]:
+    """The panels' words of a language, by the English ones."""
+    return json.loads((HERE / language / "main.json").read_text(encoding="utf-8"))["hetcache"]
+
+
+def said() -> set[str]:
+    """Everything the panels say, in English, as `web/` has it."""
+    found = set()
+    for file in (ROOT / "web").rglob("*.js"):
+        for said_ in _SAID.findall(file.read_text(encoding="utf-8")):
+            found.add("".join(json.loads(part) for part in re.findall(_TEXT, said_)))
+    return found
+
+
+def reasons() -> set[str]:
+    """Every text of the nodes and of the core that is always the same: among them, what the panels are sent."""
+    files = [file for folder in ("nodes", "hetcache_core") for file in (ROOT / folder).rglob("*.py")]
+    return {part.value for file in files for part in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+            if isinstance(part, ast.Constant) and isinstance(part.value, str)}  # fmt: skip
+
+
 def text(catalogue: dict) -> str:
     """A catalogue as its file has it."""
     return json.dumps(catalogue, indent=1, ensure_ascii=False) + "\n"
@@ -76,12 +103,24 @@ def problems(language: str, wanted: dict) -> list[str]:
     return lines
 
 
+def panel_problems(language: str) -> list[str]:
+    """What is wrong with the panels' words of a language beside what the panels say, a line each."""
+    have, want = panel(language), said()
+    lines = [f"{language}: {text!r} of the panels is missing" for text in sorted(want - set(have))]
+    lines += [f"{language}: {text!r} is said nowhere; take it out" for text in sorted(set(have) - want - reasons())]
+    for text, words in have.items():
+        if sorted(re.findall(r"{\w+}", text)) != sorted(re.findall(r"{\w+}", words)):
+            lines.append(f"{language}: {text!r} has other values in braces than {words!r}")
+    return lines
+
+
 def main(address: str) -> int:
     with urllib.request.urlopen(f"{address}/object_info") as answer:
         known = json.load(answer)
     catalogue = english({name: node for name, node in known.items() if name.startswith("HetCache")})
     (HERE / "en" / "nodeDefs.json").write_text(text(catalogue), encoding="utf-8")
     found = [line for language in LANGUAGES for line in problems(language, catalogue)]
+    found += [line for language in LANGUAGES if language != "en" for line in panel_problems(language)]
     print("\n".join(found) or f"{', '.join(LANGUAGES)}: complete")
     return bool(found)
 

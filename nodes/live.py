@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from ..hetcache_core.stats import RunStats
 
 EVENT = "hetcache.progress"
 MOST_SETUPS = 16
+SHARE = 0.005  # of a run's time that its news may take; a small model's evaluations are over before a browser draws one
 
 
 class Setups:
@@ -49,7 +51,8 @@ class Live:
     """An observer of :mod:`hetcache_core.hosts.comfyui` that tells the browser which queued the prompt.
 
     The first event comes before anything is computed, with the plan; then one after every evaluation but the first and
-    the last, and one with the final numbers. Each tells everything so far, so that a lost one is not missed.
+    the last, and one with the final numbers. Each tells everything so far, so that a lost one is not missed: those are
+    left out that would make the events take more than SHARE of the run.
     """
 
     def __init__(self, node: str):
@@ -57,6 +60,7 @@ class Live:
         self._told: dict = {}
         self._prompt, self._number = None, 0
         self._total = 0
+        self._begun = self._spent = 0.0  # when the run began; seconds in events since
 
     def began(self, stats: RunStats, setup: RunSetup | None) -> None:
         prompt, workflow = running_prompt()
@@ -65,12 +69,13 @@ class Live:
         self._total = len(stats.planned) if setup is None else setup.evaluations
         self._told = {"node": self.node, "workflow": workflow, "prompt": prompt, "number": self._number,
                       "run": uuid.uuid4().hex[:12]}  # fmt: skip
+        self._begun, self._spent = time.perf_counter(), 0.0
         if setup is not None:
             last_setups.keep(self.node, setup)
         self._send(stats)
 
     def evaluated(self, stats: RunStats) -> None:
-        if 1 < stats.count < self._total:
+        if 1 < stats.count < self._total and self._spent <= SHARE * (time.perf_counter() - self._begun):
             self._send(stats)
 
     def ended(self, stats: RunStats) -> None:
@@ -81,7 +86,9 @@ class Live:
         server = PromptServer.instance
         listener = getattr(server, "client_id", None)
         if listener is not None and listener in server.sockets:
+            begun = time.perf_counter()
             server.send_sync(EVENT, {**self._told, **snapshot(stats, self._total, wait), "ended": wait}, listener)
+            self._spent += time.perf_counter() - begun
 
 
 def running_prompt() -> tuple[str | None, str | None]:

@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 from .compat import known
 from .mask_files import MaskError, Source, find
 from .mask_frames import check
-from .mask_ops import LENGTHS, finish, fit_length, numbers
+from .mask_ops import LENGTHS, edited, finish, fit_length, numbers
 from .mask_video import CHANNELS, decode, write_preview
 
 NO_FILE = "(none)"  # stands in an empty list, which the host could not send
@@ -41,7 +41,7 @@ class LoadMaskVideo(io.ComfyNode):
     @classmethod
     def execute(cls, file, channel, threshold, invert, grow, feather, length_policy, frame_rate, skip_frames, frame_cap,
                 path, images=None) -> io.NodeOutput:  # fmt: skip
-        source = _source(file, path)
+        source = source_of(file, path)
         clip_frames = len(images) if images is not None and len(images) > 1 else 0  # one image only gives a size
         cap = min(filter(None, (frame_cap, clip_frames)), default=0)
         bar = comfy.utils.ProgressBar(1)
@@ -55,7 +55,8 @@ class LoadMaskVideo(io.ComfyNode):
                 logging.info("Load Mask Video: %s has %d of %d frames: %s", source.name, len(mask), clip_frames,
                              length_policy)  # fmt: skip
             mask = fit_length(mask, clip_frames, length_policy, source.name)
-        told = {"frames": len(mask), "fps": fps, "width": mask.shape[2], "height": mask.shape[1], **numbers(mask)}
+        told = {"frames": len(mask), "fps": fps, "width": mask.shape[2], "height": mask.shape[1],
+                **numbers(edited(mask))}  # fmt: skip
         return io.NodeOutput(mask, len(mask), fps, ui={"hetcache_mask": (told,), **_preview(mask, fps, images)})
 
     @classmethod
@@ -63,7 +64,7 @@ class LoadMaskVideo(io.ComfyNode):
         if file is None or path is None:  # comes from another node, so it is not known yet
             return True
         try:
-            check(_source(file, path))
+            check(source_of(file, path))
         except MaskError as error:
             return str(error)
         return True
@@ -72,14 +73,14 @@ class LoadMaskVideo(io.ComfyNode):
     def fingerprint_inputs(cls, file=None, path=None, **_) -> str | float:
         if file is None or path is None:
             return float("nan")  # not known here, so always read again
-        return _source(file, path).fingerprint()
+        return source_of(file, path).fingerprint()
 
 
 def _inputs() -> list:
     folded = {"advanced": True}
     return [
         io.Combo.Input("file", options=_files(), upload=io.UploadType.video,
-                       tooltip="The mask: a video, gif or image of the input folder. Drop a video here or upload one. "
+                       tooltip="The mask: a video, gif or image of the input folder. Drop one here or upload a video. "
                        "A single image is used for every frame."),
         io.Combo.Input("channel", options=list(CHANNELS),
                        tooltip="What counts as mask: brightness (luma), one colour, or transparency (alpha: opaque is "
@@ -122,7 +123,12 @@ def _files() -> list[str]:
     return found or [NO_FILE]
 
 
-def _source(file: str, path: str) -> Source:
+def source_of(file: str, path: str) -> Source:
+    """What the two inputs stand for; `path` goes first.
+
+    Raises:
+        MaskError: there is nothing to read.
+    """
     base = Path(folder_paths.get_input_directory())
     if path.strip():
         return find(path, base)

@@ -14,6 +14,10 @@ class MaskError(ValueError):
     """A mask that cannot be used. The message names the file and says what to do about it."""
 
 
+class TooLarge(MaskError):
+    """A mask that would take more memory than is allowed."""
+
+
 @dataclass(frozen=True)
 class Source:
     """What to read: a single file, or the images of a sequence in order."""

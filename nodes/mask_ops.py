@@ -133,10 +133,14 @@ def _blur_columns(mask: Tensor, radius: int) -> Tensor:
     return blurred
 
 
-def numbers(mask: Tensor) -> dict:
-    """What an artist wants to know of a finished mask `[F, H, W]`: share of pixels that are edited, most frames in a
-    row without any."""
-    edited = [float((frame > EDITED).float().mean()) for frame in mask]
+def edited(mask: Tensor) -> list[float]:
+    """Of every frame of a finished mask `[F, H, W]`, the share of pixels that are edited."""
+    return [float((frame > EDITED).float().mean()) for frame in mask]
+
+
+def numbers(edited: Sequence[float]) -> dict:
+    """What an artist wants to know of the frames' edited shares: that of all pixels, and the most frames in a row
+    without any."""
     longest = run = 0
     for share in edited:
         run = 0 if share else run + 1

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .mask_files import MaskError, Source
+from .mask_files import MaskError, Source, TooLarge
 from .mask_frames import at_rate, frames_of, true_rate
 
 COLORS = ("red", "green", "blue")
@@ -46,7 +46,8 @@ def decode(
         Frames, each `[H, W]` uint8 and upright, all of one size, and their frames per second.
 
     Raises:
-        MaskError: a file is damaged, has no picture or no such channel; the frames are too many or of several sizes.
+        MaskError: a file is damaged, has no picture or no such channel; its frames are of several sizes.
+        TooLarge: the frames are too many.
     """
     planes: list[np.ndarray] = []
     times: list[Fraction] = []
@@ -129,5 +130,5 @@ def _plane(frame: av.VideoFrame, channel: str, name: str) -> np.ndarray:
 
 def _check_memory(name: str, size: int, limit: int) -> None:
     if size > limit:
-        raise MaskError(f"{name}: would take {size / 2**30:.1f} GB decoded, and at most {limit / 2**30:.1f} GB are "
-                        "allowed. Set a frame cap, lower the frame rate, or export it smaller.")  # fmt: skip
+        raise TooLarge(f"{name}: would take {size / 2**30:.1f} GB decoded, and at most {limit / 2**30:.1f} GB are "
+                       "allowed. Set a frame cap, lower the frame rate, or export it smaller.")  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the browser may ask the host's server: what the planner would do with other settings."""
+"""What the browser may ask the host's server: what other settings would do, and what a mask file has in it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from ..hetcache_core.prepare import prepare
 from ..hetcache_core.setup import RunSetup, why_full
 from ..hetcache_core.tokens import classify
 from .live import last_setups
+from .mask_look import look
 from .policy_settings import make_policy
 
 PLAN = "/hetcache/plan"
+MASK = "/hetcache/mask"
 log = logging.getLogger("hetcache")
+_one_mask = asyncio.Lock()
 
 
 def register() -> None:
@@ -28,6 +31,7 @@ def register() -> None:
     if server is None or any(getattr(route, "path", None) == PLAN for route in server.routes):
         return
     server.routes.post(PLAN)(_plan)
+    server.routes.get(MASK)(_mask)
 
 
 async def _plan(request: web.Request) -> web.Response:
@@ -49,6 +53,18 @@ async def _plan(request: web.Request) -> web.Response:
     except Exception as error:
         log.warning("HetCache cannot plan this: %s", error)
         return web.json_response({"known": True, "error": f"this cannot be planned ({error})"})
+
+
+async def _mask(request: web.Request) -> web.Response:
+    """The inputs of a Load Mask Video as a query -> the numbers of its mask, or why there are none."""
+    try:
+        async with _one_mask:  # a long one is decoded on every core there is
+            return web.json_response(await asyncio.to_thread(look, request.query))
+    except ValueError as error:
+        return web.json_response({"error": str(error)}, status=400)
+    except Exception as error:
+        log.warning("HetCache cannot look at this mask: %s", error)
+        return web.json_response({"error": f"this mask cannot be read ({error})"})
 
 
 def policy_of(settings: dict) -> CachePolicy:

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("diffusers", reason="the benchmarks need diffusers")
 
-from benchmarks import costs, impact, kinds, quality, real_size, report
+from benchmarks import costs, impact, kinds, panel, quality, real_size, report
 from benchmarks.latent import LatentEdit
 from hetcache_core import CachePolicy
 from nano.clips import TUNING, make_clip
@@ -55,6 +55,23 @@ def test_variants_are_ours_and_each_half_of_it_alone():
     policies = quality.variants(CachePolicy(), [3.0], ablations=True)
     assert set(policies) == {"speed-3", "forecast-3", "partial-3"}
     assert not policies["forecast-3"].partials and policies["partial-3"].max_reuse == 0
+
+
+def test_watched_runs_are_paired_with_their_neighbours():
+    def run(kind, seconds, live=()):
+        return {"kind": kind, "seconds": seconds, "live": list(live), "decisions": "FRR", "evaluations": [1, 0.1, 0.1]}
+
+    block = {"watched": (2.2, [0.01, 0.01]), "unwatched": (2.0, [0.0, 0.0])}
+    rows = [run(*each) for kind, (seconds, live) in block.items()
+            for each in (("off", 2.0), (kind, seconds, live), (kind, seconds, live), ("off", 2.0))]  # fmt: skip
+    found = panel.summarise(rows, read=2)
+    assert found["watched"]["ratio"] == pytest.approx(1.1) and found["watched"]["pairs"] == 2
+    assert found["unwatched"]["ratio"] == 1.0 and found["unwatched"]["share"] == 0.0
+    assert found["watched"]["share"] == pytest.approx(0.02 / 2.2) and found["event_ms"] == pytest.approx(20.0)
+    assert (found["least"], found["least_ms"]) == ("R", 100.0)
+    machine, settings = {"device": "a machine", "threads": 1}, {"steps": 3}
+    (sentence,) = report.panel_table({"machine": machine, "settings": settings, "summary": found})
+    assert "1.100 times as long" in sentence and "of 2 alternated pairs" in sentence
 
 
 def test_costs_are_measured_against_the_ideal(monkeypatch):

@@ -40,6 +40,7 @@ class Browser:
 def browser(monkeypatch):
     browser = Browser()
     monkeypatch.setattr(PromptServer, "instance", browser, raising=False)
+    monkeypatch.setattr(live, "SHARE", float("inf"))  # runs here are over in no time
     return browser
 
 
@@ -60,6 +61,29 @@ def test_there_is_at_most_one_event_an_evaluation_and_the_last_tells_the_end(bro
     assert events[-1]["decisions"] == stats.decisions and events[-1]["speed"] == stats.speed
     assert len({e["run"] for e in events}) == 1 and events[0]["workflow"] == "flow"
     assert max(len(json.dumps(e)) for e in events) < 2000
+
+
+@pytest.mark.parametrize("evaluation, kept", [(10.0, 18), (1.0, 18), (0.1, 9), (0.001, 0)])
+def test_events_take_no_more_than_their_share_of_a_run(browser, monkeypatch, evaluation, kept):
+    """By a clock that only evaluations and events move on, an event a millisecond."""
+    clock, send = [0.0], browser.send_sync
+
+    def slow(*args):
+        clock[0] += 0.001
+        send(*args)
+
+    monkeypatch.setattr(live, "SHARE", 0.005)
+    monkeypatch.setattr(live, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(live, "snapshot", lambda stats, *_: {"count": stats.count})
+    browser.send_sync, watcher = slow, live.Live("7")
+    stats = SimpleNamespace(planned="F" * 20, count=0)
+    watcher.began(stats, None)
+    for stats.count in range(1, 21):
+        clock[0] += evaluation
+        watcher.evaluated(stats)
+    watcher.ended(stats)
+    told = [data["count"] for _, data, _ in browser.sent]
+    assert told[0] == 0 and told[-1] == 20 and len(told) - 2 == kept
 
 
 def test_a_second_run_of_a_prompt_is_numbered(browser):

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import urllib.error
 
 import av
 import pytest
@@ -185,6 +186,15 @@ def test_fine_settings_are_folded_away(nodes):
     inputs = nodes["HetCachePolicySettings"]["input"]
     assert inputs["required"]["speed"][1]["display"] == "slider"
     assert all(options.get("advanced") for _, options in inputs["optional"].values())
+
+
+def test_the_numbers_of_a_mask_are_told_before_a_run(server, inputs):
+    told = server.get("/hetcache/mask?file=your%20mask.mp4&threshold=0.5&frame_cap=5")
+    assert told["frames"] == 5 and told["width"] > 0 and 0 < told["share"] <= 1
+    assert "no such file" in server.get("/hetcache/mask?file=gone.mp4")["error"]
+    for wrong in ("file=../log.txt", "file=your%20mask.mp4&grow=9999"):
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            server.get(f"/hetcache/mask?{wrong}")
 
 
 def test_templates_are_listed_and_served(server):

@@ -37,6 +37,7 @@ pack.__path__ = [str(ROOT)]
 sys.modules[pack.__name__] = pack
 node = importlib.import_module(f"{pack.__name__}.nodes.load_mask_video").LoadMaskVideo
 ops = importlib.import_module(f"{pack.__name__}.nodes.mask_ops")
+looked = importlib.import_module(f"{pack.__name__}.nodes.mask_look")
 
 SETTINGS = dict(file="m.mp4", channel="luma", threshold=0.5, invert=False, grow=0, feather=0, length_policy="hold",
                 frame_rate=0.0, skip_frames=0, frame_cap=0, path="")  # fmt: skip
@@ -125,6 +126,34 @@ def check_clip_length() -> None:
         assert "m.mp4: gives 6 frames, and the clip has 9" in str(error)
     else:
         raise AssertionError("a short mask was not refused")
+
+
+def check_look() -> None:
+    """The numbers before a run are those of a run without a clip; and nothing is read that was not chosen."""
+
+    def look(**changes):
+        return looked.look({name: str(value) for name, value in (SETTINGS | changes | {"invert": "false"}).items()})
+
+    for changes in ({}, {"grow": 5, "feather": 3}, {"skip_frames": 2, "frame_cap": 3}, {"frame_rate": 8.0},
+                    {"file": "turned.mp4"}, {"file": "a.png"}, {"path": "short.mp4", "file": "(none)"}):  # fmt: skip
+        (told,) = node.execute(**SETTINGS | changes).ui["hetcache_mask"]
+        assert look(**changes) == told, changes
+    inverted = looked.look({"file": "m.mp4", "threshold": "0.5", "invert": "true"})
+    assert abs(inverted["share"] + look()["share"] - 1) < 1e-6
+    assert look(file="(none)") == {}
+    assert "cannot be opened" in look(file="broken.mp4")["error"] and "no such file" in look(file="gone.mp4")["error"]
+    assert "no alpha channel" in look(channel="alpha")["error"]
+    looked.LOOKED_AT = 1000
+    assert look() == {"error": looked.LONG}
+    looked.LOOKED_AT = 256 << 20
+    (WORK / "m.mp4").write_bytes((WORK / "input" / "m.mp4").read_bytes())
+    for changes in ({"file": "../m.mp4"}, {"file": str(WORK / "m.mp4")}, {"file": "../m.mp4 [input]"}, {"grow": 600},
+                    {"channel": "depth"}, {"threshold": "nan"}, {"feather": -1}, {"frame_cap": "many"}):  # fmt: skip
+        try:
+            look(**changes)
+        except ValueError:
+            continue
+        raise AssertionError(f"{changes} was not refused")
 
 
 def check_run() -> None:

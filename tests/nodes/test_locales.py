@@ -1,5 +1,6 @@
 """The nodes' words in every language, as far as no host is needed; tests/hosts compares them with the nodes."""
 
+import json
 import re
 
 import pytest
@@ -33,6 +34,23 @@ def test_choices_and_numbers_survive_translation(language):
     for place, words in build.paths(ENGLISH).items():
         kept = re.findall(KEPT, words)
         assert [word for word in kept if word not in translated[place]] == [], place
+
+
+@pytest.mark.parametrize("language", TRANSLATED)
+def test_the_panels_speak_every_language(language):
+    assert build.panel_problems(language) == []
+
+
+def test_what_the_panels_lack_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "HERE", tmp_path)
+    (tmp_path / "xx").mkdir()
+    words = {text: text for text in build.said()} | {"old": "x", "{done} of {total}": "{done}"}
+    words.pop("Copy JSON")
+    (tmp_path / "xx" / "main.json").write_text(json.dumps({"hetcache": words}))
+    assert build.panel_problems("xx") == [
+        "xx: 'Copy JSON' of the panels is missing", "xx: 'old' is said nowhere; take it out",
+        "xx: '{done} of {total}' has other values in braces than '{done}'",
+    ]  # fmt: skip
 
 
 def test_what_is_missing_or_stale_is_found(tmp_path, monkeypatch):

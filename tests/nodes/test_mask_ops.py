@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from nodes import mask_ops
 from nodes.mask_files import MaskError
-from nodes.mask_ops import finish, fit_length, numbers, resize, soften, spread
+from nodes.mask_ops import edited, finish, fit_length, numbers, resize, soften, spread
 
 
 @pytest.fixture
@@ -93,6 +93,6 @@ def test_length(grey):
 def test_the_numbers_of_a_mask():
     mask = torch.zeros(7, 4, 4)
     mask[2, :2], mask[6, 0, 0] = 1, 0.05  # so faint that it is kept
-    assert numbers(mask) == {"share": pytest.approx(1 / 14), "longest_unmasked": 4}
-    assert numbers(torch.ones(2, 3, 3)) == {"share": 1.0, "longest_unmasked": 0}
-    assert numbers(torch.zeros(3, 3, 3))["longest_unmasked"] == 3
+    assert numbers(edited(mask)) == {"share": pytest.approx(1 / 14), "longest_unmasked": 4}
+    assert numbers(edited(torch.ones(2, 3, 3))) == {"share": 1.0, "longest_unmasked": 0}
+    assert numbers(edited(torch.zeros(3, 3, 3)))["longest_unmasked"] == 3

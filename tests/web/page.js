@@ -35,6 +35,11 @@
       [view.offset[0], view.offset[1]] = [180 - node.pos[0], 110 - node.pos[1]];
       app.canvas.setDirty(true, true);
     },
+    /** Pixels of a panel that cannot be seen without scrolling. */
+    hidden(name) {
+      const panel = HET.panel(name);
+      return panel.scrollHeight - panel.clientHeight;
+    },
     /** Texts (4.5 : 1) and bars (3 : 1) of a panel that do not stand out from it as WCAG 2.1 AA asks. */
     faint(name) {
       const panel = HET.panel(name);

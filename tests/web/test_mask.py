@@ -5,11 +5,13 @@ import json
 
 import av
 import pytest
+from PIL import Image
 
 from demo.masks import moving_mask
 from tests.hosts.comfyui_host import ROOT
 
 FRAMES = 9
+PLAYING = "[...document.querySelectorAll('video')].some((v) => v.src.includes('mask_') && v.readyState >= 2)"
 
 
 @pytest.fixture
@@ -44,23 +46,23 @@ def with_mask(editor):
     return editor
 
 
-def drop(editor, path) -> None:
+def drop(editor, path, kind: str = "video/mp4") -> None:
     """Let a file fall on the node, as the browser tells the host."""
     data = base64.b64encode(path.read_bytes()).decode()
-    editor.page.evaluate("""async ([data, name]) => {
+    editor.page.evaluate("""async ([data, name, type]) => {
         const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
         const transfer = new DataTransfer();
-        transfer.items.add(new File([bytes], name, { type: 'video/mp4' }));
+        transfer.items.add(new File([bytes], name, { type }));
         const node = HET.node('HetCacheLoadMaskVideo');
         const event = new DragEvent('drop', { dataTransfer: transfer });
         if (!node.onDragOver?.(event)) throw new Error('the node takes no files');
-        await node.onDragDrop(event);
-    }""", [data, path.name])  # fmt: skip
+        if (!await node.onDragDrop(event)) throw new Error('the node did not take the file');
+    }""", [data, path.name, kind])  # fmt: skip
 
 
 @pytest.mark.parametrize("way", ["upload", "drop"])
 def test_a_mask_is_taken_in_and_its_numbers_are_shown(with_mask, mask_file, way):
-    assert with_mask.state("hetcache_mask") == "blank"
+    with_mask.until("HET.panel('hetcache_mask').dataset.looking === undefined")
     if way == "drop":
         drop(with_mask, mask_file)
     else:
@@ -68,6 +70,12 @@ def test_a_mask_is_taken_in_and_its_numbers_are_shown(with_mask, mask_file, way)
             with_mask.js("void HET.node('HetCacheLoadMaskVideo').widgets.find((w) => w.name === 'upload').callback()")
         chooser.value.set_files(mask_file)
     with_mask.until("HET.widget('HetCacheLoadMaskVideo', 'file').value.includes('my ')")
+    with_mask.comes_to("hetcache_mask", "file")  # before any run
+    with_mask.until(f"HET.panel('hetcache_mask').dataset.frames === '{FRAMES}'")
+    text = with_mask.text("hetcache_mask")
+    assert f"{FRAMES} at 16 fps" in text and "96×96" in text and f"{FRAMES - 5} frames" in text
+    assert "As the file has it" in text
+    with_mask.picture(f"7-mask-{way}-before-a-run")
     with_mask.run()
     with_mask.comes_to("hetcache_mask", "known")
     with_mask.finished()
@@ -79,13 +87,67 @@ def test_a_mask_is_taken_in_and_its_numbers_are_shown(with_mask, mask_file, way)
     assert told["longest_unmasked"] == 33 - 5 and f"{told['longest_unmasked']} frames" in text
     assert "33 at 16 fps" in text and "192×192" in text and 0 < told["share"] < 1
     assert "More than half" in text
-    playing = """[...document.querySelectorAll('video')].some((v) => v.src.includes('mask_') && v.readyState >= 2)"""
-    with_mask.until(playing)
+    with_mask.until(PLAYING)
     with_mask.picture(f"7-mask-{way}")
+
+
+def test_the_numbers_follow_the_settings_and_say_what_is_wrong(with_mask, mask_file):
+    drop(with_mask, mask_file)
+    with_mask.until(f"HET.panel('hetcache_mask').dataset.frames === '{FRAMES}'")
+    with_mask.set("HetCacheLoadMaskVideo", "skip_frames", 5)
+    with_mask.until("HET.panel('hetcache_mask').textContent.includes('The mask is empty')")
+    with_mask.set("HetCacheLoadMaskVideo", "channel", "alpha")
+    with_mask.comes_to("hetcache_mask", "error")
+    assert "no alpha channel. Choose luma" in with_mask.text("hetcache_mask")
+    for theme in ("light", "dark"):
+        with_mask.setting("Comfy.ColorPalette", theme)
+        is_dark = str(theme == "dark").lower()
+        with_mask.until(f"document.documentElement.classList.contains('dark-theme') === {is_dark}")
+        assert with_mask.js("HET.faint('hetcache_mask')") == []
+    with_mask.page.route("**/hetcache/mask?*", lambda route: route.fulfill(status=404, body="no such route"))
+    try:
+        with_mask.set("HetCacheLoadMaskVideo", "channel", "luma")
+        with_mask.until("HET.panel('hetcache_mask').textContent.includes('cannot look at this mask (404)')")
+    finally:
+        with_mask.page.unroute("**/hetcache/mask?*")
+
+
+def test_a_still_image_may_be_dropped_too(with_mask, tmp_path, request):
+    path = tmp_path / f"still {request.node.callspec.id}.png"
+    Image.fromarray(moving_mask(1, 64, 80)[0].astype("uint8") * 255).save(path)
+    drop(with_mask, path, "image/png")
+    with_mask.until("HET.widget('HetCacheLoadMaskVideo', 'file').value.includes('still ')")
+    with_mask.comes_to("hetcache_mask", "file")
+    text = with_mask.text("hetcache_mask")
+    assert "1, for every frame" in text and "80×64" in text
+    if with_mask.nodes2:  # shown as what it is; a video of it would fail to load
+        with_mask.until("[...document.querySelectorAll('img')].some((i) => i.src.includes('still') && i.naturalWidth)")
+    else:
+        with_mask.until("HET.node('HetCacheLoadMaskVideo').imgs?.length === 1")
+    with_mask.picture("7-mask-still-before-a-run")
+    with_mask.run()
+    with_mask.comes_to("hetcache_mask", "known")
+    with_mask.finished()
+    assert "33 at 16 fps" in with_mask.text("hetcache_mask")
+    with_mask.until(PLAYING)
+    with_mask.picture("7-mask-still")
+
+
+def test_an_image_that_cannot_be_uploaded_says_so(with_mask, tmp_path):
+    path = tmp_path / "refused.png"
+    Image.new("L", (16, 16)).save(path)
+    with_mask.page.route("**/upload/image", lambda route: route.fulfill(status=413, body="too large"))
+    try:
+        drop(with_mask, path, "image/png")
+        with_mask.comes_to("hetcache_mask", "error")
+        assert "could not be uploaded (413)" in with_mask.text("hetcache_mask")
+    finally:
+        with_mask.page.unroute("**/upload/image")
 
 
 def test_the_workflows_for_real_models_have_the_mask_node(editor):
     editor.load(json.loads((ROOT / "workflows" / "hetcache_vace_inpainting.json").read_text()))
     editor.look_at("HetCacheLoadMaskVideo")
-    assert "Choose, upload or drop" in editor.text("hetcache_mask")
+    editor.comes_to("hetcache_mask", "error")
+    assert "no such file" in editor.text("hetcache_mask") and "Choose, upload or drop" in editor.text("hetcache_mask")
     editor.picture("8-mask-blank")

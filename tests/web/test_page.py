@@ -26,6 +26,27 @@ def test_text_and_bars_stand_out(editor, theme):
         editor.setting("Comfy.ColorPalette", "dark")
 
 
+def test_a_long_note_is_not_cut_off(editor):
+    editor.look_at("HetCachePatchModel")
+    note = "speed 8 is out of reach, 2.78 is the most; " * 4 + "a smaller mask or a shorter warm-up would help"
+    run = {"run": "long", "total": 30, "planned": "FFRPRP" * 5, "decisions": "FFR", "seconds": [1, 1, 0.1],
+           "speed": 1.2, "estimated": False, "target": 8.0, "predicted": 2.78, "saved_seconds": 1.0,
+           "mask_fraction": 0.4, "held_bytes": 1, "peak_held_bytes": 1, "budget_bytes": 2**31, "note": note,
+           "warnings": [], "number": 1, "ended": False, "workflow": None, "prompt": "p"}  # fmt: skip
+    node = editor.js("String(HET.node('HetCachePatchModel').id)")
+    editor.page.evaluate("(detail) => HET.tell(detail)", {**run, "node": node})
+    assert "shorter warm-up" in editor.text("hetcache_live")
+    editor.settle()
+    editor.settle()
+    assert editor.js("HET.hidden('hetcache_live')") <= 1
+    editor.picture("9-long-note")
+    tall = editor.js("HET.panel('hetcache_live').clientHeight")
+    editor.page.evaluate("(detail) => HET.tell(detail)", {**run, "node": node, "note": ""})
+    editor.settle()
+    if not editor.nodes2:  # nothing jumps; Nodes 2.0 fits every panel to what it shows by itself
+        assert editor.js("HET.panel('hetcache_live').clientHeight") == tall
+
+
 def test_a_reload_brings_the_panels_back_as_they_were(editor):
     sampled(editor)
     before = {panel: editor.text(panel) for panel in PANELS[:2]}

@@ -8,6 +8,7 @@ from tests.hosts.comfyui_host import ROOT
 from tests.web.editor import STEPS
 
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+MINE = "HET.events.filter((e) => e.workflow === app.graph.id)"  # not those of runs that other tests left to end
 PANELS = {"HetCachePatchModel": "hetcache_live", "HetCacheStats": "hetcache_stats",
           "HetCachePolicySettings": "hetcache_plan", "HetCacheLoadMaskVideo": "hetcache_mask"}  # fmt: skip
 
@@ -84,6 +85,46 @@ def test_the_token_map_shows_what_was_sent(editor):
     assert "latent frame 1 of" in editor.text("hetcache_stats")
 
 
+COPY = "HET.panel('hetcache_stats').querySelector(':scope > button')"
+
+
+def test_what_is_copied_is_the_json_of_the_server(editor):
+    editor.js("""(() => {
+        const preview = LiteGraph.createNode('PreviewAny');
+        app.graph.add(preview);
+        preview.pos = [0, 1400];
+        HET.node('HetCacheStats').connect(3, preview, 0);
+    })()""")
+    editor.run()
+    editor.comes_to("hetcache_stats", "done")
+    editor.finished()
+    node = editor.js("HET.node('PreviewAny', 1).id")
+    history = editor.server.get("/history?max_items=1")
+    (outputs,) = (entry["outputs"] for entry in history.values())
+    editor.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    try:
+        editor.js(f"{COPY}.click()")
+        editor.until(f"{COPY}.textContent === 'Copied'")
+        copied = json.loads(editor.js("navigator.clipboard.readText()"))
+    finally:
+        editor.page.context.clear_permissions()
+    assert copied == json.loads(outputs[str(node)]["text"][0])
+    assert copied["runs"][0]["decisions"] and not copied["untouched"]
+
+
+def test_a_browser_that_forbids_copying_is_told_another_way(editor):
+    editor.run()
+    editor.comes_to("hetcache_stats", "done")
+    editor.finished()
+    editor.js("void (navigator.clipboard.writeText = () => Promise.reject(new Error('no')))")
+    try:
+        editor.js(f"{COPY}.click()")
+        editor.until(f"{COPY}.textContent.includes('use the json output')")
+        editor.until(f"{COPY}.textContent === 'Copy JSON'")
+    finally:
+        editor.js("delete navigator.clipboard.writeText")
+
+
 def test_the_slider_shows_what_the_planner_would_do(editor):
     editor.run()
     editor.comes_to("hetcache_plan", "known")
@@ -105,22 +146,20 @@ def test_the_slider_shows_what_the_planner_would_do(editor):
 def test_two_prompts_are_told_apart(editor):
     editor.run()
     editor.run()
-    editor.until("new Set(HET.events.filter((e) => e.ended).map((e) => e.prompt)).size === 2")
+    editor.until(f"new Set({MINE}.filter((e) => e.ended).map((e) => e.prompt)).size === 2")
     editor.finished()
-    last = editor.js("HET.events.at(-1).run")
+    last = editor.js(f"{MINE}.at(-1).run")
     assert editor.js("HET.panel('hetcache_live').dataset.run") == last
     assert editor.state("hetcache_live") == "done"
 
 
 def test_bypassed_it_says_so(editor):
     editor.js("HET.node('HetCachePatchModel').mode = 4")
-    editor.finished()
-    before = editor.js("HET.events.length")  # of runs that other tests left to end
     editor.run()
     editor.comes_to("hetcache_stats", "plain")
     editor.finished()
     assert "bypassed" in editor.text("hetcache_stats")
-    assert editor.js("HET.events.length") == before
+    assert editor.js(f"{MINE}.length") == 0
 
 
 def test_at_speed_1_the_reason_is_told(editor):

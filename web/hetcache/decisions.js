@@ -1,11 +1,17 @@
 /** The kinds of evaluation: letter, name, and how a bar of each stands out without colour (height and texture). */
+import { say } from "./words.js";
+
 export const DECISIONS = {
-  F: { name: "full", height: 1.0, says: "every token computed" },
-  B: { name: "blocks", height: 0.75, says: "some blocks computed, the others reused" },
-  G: { name: "guidance", height: 0.65, says: "computed without the negative prompt, whose share is reused" },
-  P: { name: "partial", height: 0.55, says: "the masked region and a little context computed" },
-  H: { name: "half", height: 0.35, says: "the masked region and a little context, without the negative prompt" },
-  R: { name: "reuse", height: 0.18, says: "nothing computed, a forecast" },
+  F: { height: 1.0, get name() { return say("full"); }, get says() { return say("every token computed"); } },
+  B: { height: 0.75, get name() { return say("blocks"); },
+    get says() { return say("some blocks computed, the others reused"); } },
+  G: { height: 0.65, get name() { return say("guidance"); },
+    get says() { return say("computed without the negative prompt, whose share is reused"); } },
+  P: { height: 0.55, get name() { return say("partial"); },
+    get says() { return say("the masked region and a little context computed"); } },
+  H: { height: 0.35, get name() { return say("half"); },
+    get says() { return say("the masked region and a little context, without the negative prompt"); } },
+  R: { height: 0.18, get name() { return say("reuse"); }, get says() { return say("nothing computed, a forecast"); } },
 };
 
 /** A kind this page does not know yet is still shown, under its letter. */
@@ -21,5 +27,6 @@ export function counts(letters) {
 
 /** "10 full, 8 partial, 12 reuse" */
 export function inWords(letters) {
-  return counts(letters).map(([l, n]) => `${n} ${decision(l).name}`).join(", ") || "none";
+  const each = counts(letters).map(([l, n]) => say("{count} {kind}", { count: n, kind: decision(l).name }));
+  return each.join(", ") || say("none");
 }

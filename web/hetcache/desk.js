@@ -5,10 +5,13 @@ import { MASK, maskPanel } from "./mask_panel.js";
 import { PATCH_MODEL, patchPanel } from "./patch_panel.js";
 import { POLICY, policyPanel } from "./policy_panel.js";
 import { STATS, statsPanel } from "./stats_panel.js";
+import { showStills, takeStills } from "./still.js";
 import { after } from "./widget.js";
+import { say } from "./words.js";
 
 const PROGRESS = "hetcache.progress";
 const PLAN = "/hetcache/plan";
+const LOOK = "/hetcache/mask";
 
 export class Desk {
   /** @param app the host's application @param api its connection to the server */
@@ -25,9 +28,9 @@ export class Desk {
   listen() {
     this.api.addEventListener(PROGRESS, ({ detail }) => this.progress(detail));
     window.addEventListener("pagehide", store);
-    const ends = { execution_interrupted: "stopped", execution_error: "ended by an error" };
+    const ends = { execution_interrupted: () => say("stopped"), execution_error: () => say("ended by an error") };
     for (const [event, word] of Object.entries(ends)) {
-      this.api.addEventListener(event, () => this.each(PATCH_MODEL, (panel) => panel.stopped(word)));
+      this.api.addEventListener(event, () => this.each(PATCH_MODEL, (panel) => panel.stopped(word())));
     }
     this.api.addEventListener("execution_success", () => this.each(POLICY, (panel) => panel.refresh()));
   }
@@ -80,7 +83,9 @@ export class Desk {
   }
 
   furnishMask(node) {
-    const panel = maskPanel(node);
+    const panel = maskPanel(node, (settings) => this.look(settings));
+    takeStills(node, this.api, panel.fail);
+    showStills(node);
     this.panels.set(node, panel);
     after(node, "onExecuted", (output) => {
       if (!output?.hetcache_mask) return;
@@ -102,9 +107,22 @@ export class Desk {
     try {
       answer = await this.api.fetchApi(PLAN, { method: "POST", headers, body });
     } catch {
-      throw new Error("the server does not answer");
+      throw new Error(say("the server does not answer"));
     }
-    if (!answer.ok) throw new Error(`the server has no planner (${answer.status}); restart it with HetCache installed`);
+    if (!answer.ok) {
+      throw new Error(say("the server has no planner ({status}); restart it with HetCache installed",
+        { status: answer.status }));
+    }
+    return answer.json();
+  }
+
+  /** What the file of a Load Mask Video has; rejects with words for a person. */
+  async look(settings) {
+    const answer = await this.api.fetchApi(`${LOOK}?${new URLSearchParams(settings)}`).catch(() => ({ status: "–" }));
+    if (!answer.ok) {
+      throw new Error(say("The server cannot look at this mask ({status}). Its numbers show once the workflow runs.",
+        { status: answer.status }));
+    }
     return answer.json();
   }
 

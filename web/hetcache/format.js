@@ -1,4 +1,6 @@
 /** Numbers as a person reads them. Every function takes null for a number that is not known. */
+import { say } from "./words.js";
+
 export const UNKNOWN = "–";
 
 export const times = (x, digits = 2) => (x == null ? UNKNOWN : `${x.toFixed(digits)}×`);
@@ -10,10 +12,11 @@ export const percent = (x) => {
 
 export function seconds(x) {
   if (x == null) return UNKNOWN;
-  if (x >= 3600) return `${Math.floor(x / 3600)} h ${Math.round((x % 3600) / 60)} min`;
-  if (x >= 100) return `${Math.floor(x / 60)} min ${Math.round(x % 60)} s`;
-  if (x >= 10) return `${x.toFixed(0)} s`;
-  return x >= 0.1 || x === 0 ? `${x.toFixed(1)} s` : `${(1000 * x).toFixed(x < 0.01 ? 1 : 0)} ms`;
+  if (x >= 3600) return say("{h} h {min} min", { h: Math.floor(x / 3600), min: Math.round((x % 3600) / 60) });
+  if (x >= 100) return say("{min} min {s} s", { min: Math.floor(x / 60), s: Math.round(x % 60) });
+  if (x >= 10) return say("{s} s", { s: x.toFixed(0) });
+  if (x >= 0.1 || x === 0) return say("{s} s", { s: x.toFixed(1) });
+  return say("{ms} ms", { ms: (1000 * x).toFixed(x < 0.01 ? 1 : 0) });
 }
 
 export function bytes(x) {

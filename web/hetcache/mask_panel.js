@@ -1,41 +1,115 @@
-/** On Load Mask Video: the numbers of the mask that came out, under the host's own preview of it. */
+/** On Load Mask Video: the numbers of the mask, under the host's own preview of it; of the file until a run gives it. */
 import { el, facts, notes } from "./dom.js";
 import { percent } from "./format.js";
-import { addPanel } from "./widget.js";
+import { addPanel, after } from "./widget.js";
+import { say } from "./words.js";
 
 export const MASK = "HetCacheLoadMaskVideo";
+const PAUSE = 300; // milliseconds without a change before the server is asked
+const ASKED = ["file", "path", "channel", "threshold", "invert", "grow", "feather", "frame_rate", "skip_frames", "frame_cap"];
 
-/** @returns {{show(mask), blank()}} */
-export function maskPanel(node) {
-  const panel = addPanel(node, "hetcache_mask", "Mask numbers", 138, 300);
+/**
+ * @param {(settings: object) => Promise<object>} ask the server for the numbers of a file; rejects where it cannot
+ * @returns {{show(mask), look(), fail(words)}}
+ */
+export function maskPanel(node, ask) {
+  const panel = addPanel(node, "hetcache_mask", say("Mask numbers"), 138, 300);
+  const watched = new WeakSet();
+  let timer = 0;
+  let asked = 0;
+
+  /** Values of the widgets; null where one comes from another node and is not known yet. */
+  const settings = () => {
+    const linked = (name) => node.inputs?.find((input) => input.name === name)?.link != null;
+    const mine = (node.widgets ?? []).filter((widget) => ASKED.includes(widget.name));
+    return mine.some((widget) => linked(widget.name)) ? null
+      : Object.fromEntries(mine.map((widget) => [widget.name, widget.value]));
+  };
+
+  const watch = () => {
+    for (const widget of node.widgets ?? []) {
+      if (watched.has(widget) || !ASKED.includes(widget.name)) continue;
+      watched.add(widget);
+      after(widget, "callback", () => view.look());
+    }
+  };
+
+  const stop = () => {
+    clearTimeout(timer);
+    asked++;
+  };
+
   const view = {
+    /** The mask that a run gave. */
     show(mask) {
-      panel.element.dataset.state = "known";
-      panel.element.dataset.frames = mask.frames;
-      panel.show(
-        facts([
-          ["masked", percent(mask.share), "share of all pixels that are edited"],
-          ["frames", `${mask.frames} at ${Number(mask.fps.toFixed(2))} fps`],
-          ["size", `${mask.width}×${mask.height}`],
-          ["unmasked in a row", mask.longest_unmasked ? `${mask.longest_unmasked} frames` : "none",
-            "most frames in a row that are kept whole"],
-        ]),
-        notes([advice(mask)], "warn"),
-      );
+      stop();
+      draw("known", mask);
     },
-    blank() {
-      panel.element.dataset.state = "blank";
-      panel.show(el("p", { class: "het-blank" }, "Choose, upload or drop a mask. Once the workflow runs, its frames, size ",
-        "and masked share show here, and a preview over the clip if one is connected."));
+    /** Words for what went wrong. */
+    fail(error) {
+      stop();
+      draw("error", { error });
+    },
+    /** What the chosen file has, with the settings as they are. */
+    look() {
+      stop();
+      timer = setTimeout(async () => {
+        watch();
+        const values = settings();
+        if (!values) return draw("blank");
+        const turn = ++asked;
+        panel.element.dataset.looking = "true";
+        const answer = await ask(values).catch((error) => ({ error: error.message }));
+        if (turn !== asked) return;
+        delete panel.element.dataset.looking;
+        draw(answer.error ? "error" : answer.frames ? "file" : "blank", answer);
+      }, PAUSE);
     },
   };
-  view.blank();
+
+  function draw(state, mask = {}) {
+    panel.element.dataset.state = state;
+    panel.element.dataset.frames = mask.frames ?? "";
+    const known = state === "known" || state === "file";
+    panel.show(
+      known && numbers(mask),
+      notes([mask.error ? say(mask.error) : known && advice(mask)], "warn"),
+      state === "file" && el("p", { class: "het-state" },
+        say("As the file has it. With a clip connected, the mask gets its size and length when the workflow runs.")),
+      !known && el("p", { class: "het-blank" }, say("Choose, upload or drop a mask: its frames, size and masked share "
+        + "show here. Once the workflow runs, a preview plays, over the clip if one is connected.")),
+    );
+  }
+
+  panel.onRemove(stop);
+  after(node, "onConfigure", view.look);
+  after(node, "onConnectionsChange", view.look);
+  draw("blank");
+  view.look();
   return view;
 }
 
+function numbers(mask) {
+  const rate = { frames: mask.frames, fps: Number(mask.fps.toFixed(2)) };
+  return facts([
+    [say("masked"), percent(mask.share), say("share of all pixels that are edited")],
+    [say("frames"), mask.frames === 1 ? say("1, for every frame") : say("{frames} at {fps} fps", rate)],
+    [say("size"), `${mask.width}×${mask.height}`],
+    [say("unmasked in a row"),
+      mask.longest_unmasked ? say("{count} frames", { count: mask.longest_unmasked }) : say("none"),
+      say("most frames in a row that are kept whole")],
+  ]);
+}
+
 function advice({ share, longest_unmasked: longest, frames }) {
-  if (share === 0) return "The mask is empty: nothing would be edited. Invert it, lower the threshold, or pick another channel.";
-  if (share > 0.9) return "Nearly everything is masked, so there is little to save. Invert it if white and black are swapped.";
-  if (longest > frames / 2) return "More than half of the clip in a row has no mask; cutting the clip there is faster still.";
+  if (share === 0) {
+    return say("The mask is empty: nothing would be edited. Invert it, lower the threshold, or pick another channel.");
+  }
+  if (share > 0.9) {
+    return say("Nearly everything is masked, so there is little to save. Invert it if white and black are swapped.");
+  }
+  if (longest > frames / 2) {
+    return say("More than half of the clip in a row has no mask; cutting the clip there is faster still.");
+  }
   return "";
 }

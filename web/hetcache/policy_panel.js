@@ -4,6 +4,7 @@ import { bytes, percent, times } from "./format.js";
 import { inWords } from "./decisions.js";
 import { legend, Timeline } from "./timeline.js";
 import { addPanel, after } from "./widget.js";
+import { say } from "./words.js";
 
 export const POLICY = "HetCachePolicySettings";
 const PAUSE = 150; // milliseconds without a change before the server is asked; a slider moves faster than that
@@ -13,7 +14,7 @@ const PAUSE = 150; // milliseconds without a change before the server is asked; 
  * @returns {{refresh()}}
  */
 export function policyPanel(node, ask) {
-  const panel = addPanel(node, "hetcache_plan", "HetCache plan", 216);
+  const panel = addPanel(node, "hetcache_plan", say("HetCache plan"), 216);
   const watched = new WeakSet();
   let timer = 0;
   let asked = 0;
@@ -43,21 +44,25 @@ export function policyPanel(node, ask) {
   function show(plan) {
     panel.element.dataset.state = plan.failed ? "failed" : plan.error ? "error" : plan.known ? "known" : "unknown";
     panel.element.dataset.predicted = plan.predicted ?? "";
-    if (plan.failed) return panel.show(notes([`The plan cannot be shown: ${plan.failed}.`], "warn"));
+    if (plan.failed) return panel.show(notes([say("The plan cannot be shown: {reason}.", { reason: plan.failed })], "warn"));
     if (!plan.known) {
-      return panel.show(el("p", { class: "het-blank" }, "Nothing has run yet. After the first run this shows, for its clip ",
-        "and mask, what these settings would do: speed, steps of each kind, memory."));
+      return panel.show(el("p", { class: "het-blank" }, say("Nothing has run yet. After the first run this shows, for its clip and "
+        + "mask, what these settings would do: speed, steps of each kind, memory.")));
     }
     if (plan.error) return panel.show(notes([plan.error], "warn"));
     const online = plan.predicted == null;
     const full = !online && !/[^F]/.test(plan.planned);
+    const held = { held: bytes(plan.held_bytes), budget: bytes(plan.budget_bytes) };
+    const reason = say(plan.note);
+    const planned = { decisions: "", planned: plan.planned, total: plan.total, live: false };
     return panel.show(
-      el("header", { class: "het-head" }, el("strong", { class: "het-speed" }, online ? "online" : times(plan.predicted)),
-        el("span", {}, online ? "decided while sampling, by the thresholds" : "predicted", el("br"), el("small", {}, clip(plan)))),
-      notes([full && plan.note ? `Everything would be computed in full: ${plan.note}.` : plan.note], "warn"),
-      !online && [new Timeline({ decisions: "", planned: plan.planned, total: plan.total, live: false }).element, legend(plan.planned)],
-      facts([["steps", online ? String(plan.total) : inWords(plan.planned)],
-        ["memory held", `${bytes(plan.held_bytes)} of ${bytes(plan.budget_bytes)}`, plan.tier]]),
+      el("header", { class: "het-head" }, el("strong", { class: "het-speed" }, online ? say("online") : times(plan.predicted)),
+        el("span", {}, online ? say("decided while sampling, by the thresholds") : say("predicted"), el("br"),
+          el("small", {}, clip(plan)))),
+      notes([full && reason ? say("Everything would be computed in full: {reason}.", { reason }) : reason], "warn"),
+      !online && [new Timeline(planned).element, legend(plan.planned)],
+      facts([[say("steps"), online ? String(plan.total) : inWords(plan.planned)],
+        [say("memory held"), say("{held} of {budget}", held), plan.tier]]),
     );
   }
 
@@ -69,5 +74,6 @@ export function policyPanel(node, ask) {
 }
 
 function clip({ clip: { latent_frames: frames, width, height }, mask_fraction: share, total }) {
-  return `${4 * (frames - 1) + 1} frames of ${width}×${height}, mask ${percent(share)}, ${total} steps`;
+  return say("{frames} frames of {size}, mask {share}, {total} steps",
+    { frames: 4 * (frames - 1) + 1, size: `${width}×${height}`, share: percent(share), total });
 }

@@ -5,6 +5,7 @@ import { bytes, percent, seconds, times, UNKNOWN } from "./format.js";
 import { bars, headline, numbers, state } from "./run_view.js";
 import { tokenMap } from "./token_map.js";
 import { addPanel } from "./widget.js";
+import { say } from "./words.js";
 
 export const STATS = "HetCacheStats";
 
@@ -13,24 +14,24 @@ export const STATS = "HetCacheStats";
  * @returns {{show(runs), plain(text), blank()}}
  */
 export function statsPanel(node, addressOf) {
-  const panel = addPanel(node, "hetcache_stats", "HetCache statistics", 90, 380);
+  const panel = addPanel(node, "hetcache_stats", say("HetCache statistics"), 90, 380);
 
   const choose = (runs, index) => {
     const run = { ...runs[index].summary, ended: true };
     panel.element.dataset.state = "done";
     panel.element.dataset.speed = run.speed;
     panel.show(
-      runs.length > 1 && el("label", { class: "het-runs" }, "sampling run ",
+      runs.length > 1 && el("label", { class: "het-runs" }, say("sampling run"), " ",
         el("select", { onchange: (event) => choose(runs, Number(event.target.value)) },
           runs.map((_, i) => el("option", { value: i, selected: i === index }, i + 1)))),
-      headline(run, "measured"),
-      notes([run.note, ...run.warnings], "warn"),
+      headline(run, say("measured")),
+      notes([run.note, ...run.warnings].map((text) => say(text)), "warn"),
       bars(run),
       state(run, ""),
       numbers(run),
-      section("Prediction against measurement", comparison(runs[index])),
-      runs[index].map && section("Token map", tokenMap(runs[index].map, picture(runs[index].frames), runs[index].frames?.count ?? 1), true),
-      section("Every evaluation", evaluations(runs[index].report)),
+      section(say("Prediction against measurement"), comparison(runs[index])),
+      runs[index].map && section(say("Token map"), tokenMap(runs[index].map, picture(runs[index].frames), runs[index].frames?.count ?? 1), true),
+      section(say("Every evaluation"), evaluations(runs[index].report)),
       copyButton(() => JSON.stringify({ untouched: "", runs: runs.map((r) => r.report) }, null, 1)),
     );
     panel.resize(560);
@@ -42,11 +43,11 @@ export function statsPanel(node, addressOf) {
     /** Nothing was measured; the report says why. */
     plain(text) {
       panel.element.dataset.state = "plain";
-      panel.show(notes([text], "warn") ?? "");
+      panel.show(notes([say(text)], "warn") ?? "");
     },
     blank() {
       panel.element.dataset.state = "blank";
-      panel.show(el("p", { class: "het-blank" }, "After sampling: measured speed, every step, and what was computed where."));
+      panel.show(el("p", { class: "het-blank" }, say("After sampling: measured speed, every step, and what was computed where.")));
     },
   };
   view.blank();
@@ -65,21 +66,22 @@ function table(head, rows) {
 
 function comparison({ report, costs }) {
   const relative = (part) => (part && report.seconds_full ? percent(part / report.seconds_full) : UNKNOWN);
-  return table(["", "predicted", "measured"], [
-    ["speed", times(report.predicted_speed), times(report.speed)],
-    ["a partial step costs", percent(costs.partial), relative(report.seconds_partial)],
-    ["a reuse step costs", percent(costs.reuse), relative(report.seconds_reuse)],
-    ["context memory", bytes(report.planned_context_bytes), bytes(report.peak_context_bytes)],
-    ["steps as planned", report.planned ? String(report.planned.length) : UNKNOWN,
+  return table(["", say("predicted"), say("measured")], [
+    [say("speed"), times(report.predicted_speed), times(report.speed)],
+    [say("a partial step costs"), percent(costs.partial), relative(report.seconds_partial)],
+    [say("a reuse step costs"), percent(costs.reuse), relative(report.seconds_reuse)],
+    [say("context memory"), bytes(report.planned_context_bytes), bytes(report.peak_context_bytes)],
+    [say("steps as planned"), report.planned ? String(report.planned.length) : UNKNOWN,
       report.planned ? String([...report.decisions].filter((d, i) => d === report.planned[i]).length) : UNKNOWN],
   ]);
 }
 
 function evaluations(report) {
-  return table(["step", "kind", "why", "sigma", "tokens", "time", "memory"], report.evaluations.map((e) => [
+  const head = [say("step"), say("kind"), say("why"), say("sigma"), say("tokens"), say("time"), say("memory")];
+  return table(head, report.evaluations.map((e) => [
     String(e.index + 1), el("span", {}, el("i", { class: `het-swatch het-${e.decision}`, "aria-hidden": "true" }),
       `${e.decision} ${decision(e.decision).name}`),
-    e.reason, e.sigma.toFixed(3), e.tokens.toLocaleString("en"), seconds(e.seconds), bytes(e.context_bytes),
+    say(e.reason), e.sigma.toFixed(3), e.tokens.toLocaleString("en"), seconds(e.seconds), bytes(e.context_bytes),
   ]));
 }
 
@@ -87,11 +89,11 @@ function copyButton(text) {
   const button = el("button", { type: "button", onclick: async () => {
     try {
       await navigator.clipboard.writeText(text());
-      button.textContent = "Copied";
+      button.textContent = say("Copied");
     } catch {
-      button.textContent = "The browser forbids copying; use the json output";
+      button.textContent = say("The browser forbids copying; use the json output");
     }
-    setTimeout(() => { button.textContent = "Copy JSON"; }, 2500);
-  } }, "Copy JSON");
+    setTimeout(() => { button.textContent = say("Copy JSON"); }, 2500);
+  } }, say("Copy JSON"));
   return button;
 }

@@ -2,6 +2,7 @@
 import { decision, inWords } from "./decisions.js";
 import { el, svg } from "./dom.js";
 import { seconds } from "./format.js";
+import { say } from "./words.js";
 
 const HEIGHT = 44; // of the bars, in units of the drawing, which is 1000 wide
 const LETTERS_UP_TO = 40; // evaluations; beyond, letters would touch
@@ -52,8 +53,9 @@ export class Timeline {
     const place = { class: `het-bar het-${letter || "unknown"} het-${state}`, x: i * step + gap / 2, y: HEIGHT - height,
       width: step - gap, height };
     for (const [name, value] of Object.entries(place)) this.bars[i].setAttribute(name, value);
-    const ending = state !== "done" ? ", planned" : took[i] != null ? `, ${seconds(took[i])}` : "";
-    this.titles[i].textContent = `${i + 1}: ${letter ? kind.name + ending : "not decided yet"}`;
+    const ending = state !== "done" ? say("planned") : took[i] != null ? seconds(took[i]) : "";
+    const words = letter ? [kind.name, ending].filter(Boolean).join(", ") : say("not decided yet");
+    this.titles[i].textContent = `${i + 1}: ${words}`;
     this.letters[i].textContent = letter || "·";
     this.letters[i].className = state === "done" ? "" : "het-planned";
   }
@@ -61,10 +63,10 @@ export class Timeline {
 
 /** The text alternative. */
 export function describe(decisions, planned, count) {
-  const done = `${decisions.length} of ${count} evaluations done: ${inWords(decisions)}`;
   const ahead = planned.slice(decisions.length);
-  const coming = ahead ? `; planned: ${inWords(ahead)}` : "";
-  return `${done}${coming}. In order: ${decisions}${ahead && ` then ${ahead}`}`;
+  const values = { done: decisions.length, count, kinds: inWords(decisions), decisions, ahead, coming: inWords(ahead) };
+  if (!ahead) return say("{done} of {count} evaluations done: {kinds}. In order: {decisions}", values);
+  return say("{done} of {count} evaluations done: {kinds}; planned: {coming}. In order: {decisions} then {ahead}", values);
 }
 
 /** What the bars mean, for the letters that occur. */

@@ -1,13 +1,14 @@
 /** The token map of a run over the frames of its clip, with a slider through the frames. */
 import { el } from "./dom.js";
+import { say } from "./words.js";
 
 /** What the numbers of a map mean; the patterns tell them apart without colour. */
 const USES = [
-  { name: "forecast only", tint: [0, 0, 0, 0.62], pattern: "none" },
-  { name: "context remembered", tint: [120, 120, 120, 0.3], pattern: "dash" },
-  { name: "context computed", tint: [0, 158, 115, 0.55], pattern: "dot" },
-  { name: "margin", tint: [86, 180, 233, 0.6], pattern: "line" },
-  { name: "generative", tint: [230, 159, 0, 0.6], pattern: "cross" },
+  { get name() { return say("forecast only"); }, tint: [0, 0, 0, 0.62], pattern: "none" },
+  { get name() { return say("context remembered"); }, tint: [120, 120, 120, 0.3], pattern: "dash" },
+  { get name() { return say("context computed"); }, tint: [0, 158, 115, 0.55], pattern: "dot" },
+  { get name() { return say("margin"); }, tint: [86, 180, 233, 0.6], pattern: "line" },
+  { get name() { return say("generative"); }, tint: [230, 159, 0, 0.6], pattern: "cross" },
 ];
 const KEY = 14; // pixels of a sample in the legend
 
@@ -20,7 +21,7 @@ export function tokenMap(map, address, count) {
   const [frames, height, width] = map.shape;
   const side = Math.max(8, Math.min(48, Math.floor(640 / width))); // pixels of the drawing a token takes
   const canvas = el("canvas", { width: width * side, height: height * side, role: "img" });
-  const slider = el("input", { type: "range", min: 0, max: frames - 1, step: 1, "aria-label": "latent frame",
+  const slider = el("input", { type: "range", min: 0, max: frames - 1, step: 1, "aria-label": say("latent frame"),
     value: Math.floor((frames + map.references) / 2) });
   const caption = el("output", {});
   const legend = el("div", { class: "het-legend" }, USES.map((use) => {
@@ -47,15 +48,16 @@ export function tokenMap(map, address, count) {
       totals[use]++;
       paint(pen, (i % width) * side, Math.floor(i / width) * side, side, USES[use]);
     }
-    const words = USES.map((use, i) => totals[i] && `${totals[i]} ${use.name}`).filter(Boolean).join(", ");
-    const kind = shown < 0 ? "reference image" : `latent frame ${frame + 1} of ${frames}`;
+    const words = USES.map((use, i) => totals[i] && say("{count} {kind}", { count: totals[i], kind: use.name }))
+      .filter(Boolean).join(", ");
+    const kind = shown < 0 ? say("reference image") : say("latent frame {frame} of {frames}", { frame: frame + 1, frames });
     caption.textContent = kind;
-    canvas.setAttribute("aria-label", `Token map, ${kind}: ${words}`);
+    canvas.setAttribute("aria-label", say("Token map, {frame}: {kinds}", { frame: kind, kinds: words }));
     canvas.title = words;
   };
 
   slider.addEventListener("input", draw);
-  inflate(map.data).then((bytes) => { tokens = bytes; draw(); }, () => { caption.textContent = "the map could not be read"; });
+  inflate(map.data).then((bytes) => { tokens = bytes; draw(); }, () => { caption.textContent = say("the map could not be read"); });
   if (address) {
     const image = new Image();
     image.addEventListener("load", () => { sheet = image; draw(); });

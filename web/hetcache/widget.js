@@ -1,7 +1,13 @@
 /** A panel inside a node: a DOM widget that stands in the classic canvas and in Nodes 2.0 alike. */
 import { el } from "./dom.js";
 
+const AROUND = 24; // pixels of a widget that are not its element's inside: the host's margin, the border
+const TALLEST = 480; // pixels that a panel grows to by itself; beyond, it scrolls
+
 /**
+ * A panel grows with what it shows, and in the classic canvas does not shrink again: what jumps while it is read is
+ * worse than a gap.
+ *
  * @param node the node it belongs to
  * @param {string} name of the widget, unique within the node
  * @param {string} label what it is, for screen readers
@@ -17,21 +23,35 @@ export function addPanel(node, name, label, minHeight, minWidth = 320) {
   });
   widget.serialize = false;
   widget.serializeValue = () => undefined;
-  if (node.size?.[0] < minWidth) node.setSize?.([minWidth, node.size[1]]);
+  if (node.size) { // a node just made is too small for it; Nodes 2.0 fits the height by itself
+    const least = globalThis.LiteGraph?.vueNodesMode ? 0 : node.computeSize?.()[1] ?? 0;
+    node.setSize?.([Math.max(node.size[0], minWidth), Math.max(node.size[1], least)]);
+  }
   const leave = [];
   after(node, "onRemoved", () => leave.splice(0).forEach((f) => f()));
+
+  const resize = (pixels) => {
+    if (pixels === height) return;
+    height = pixels;
+    element.style.minHeight = `${pixels - 12}px`;
+    const size = node.computeSize?.();
+    if (size && node.size) node.setSize([Math.max(node.size[0], minWidth), Math.max(node.size[1], size[1])]);
+    node.graph?.setDirtyCanvas?.(true, true);
+  };
+
+  const grow = () => {
+    if (element.scrollHeight <= element.clientHeight + 1) return; // so too where it is not on screen
+    resize(Math.max(height, Math.min(element.scrollHeight + AROUND, TALLEST)));
+  };
+
   return {
     element,
-    show: (...children) => element.replaceChildren(...children.flat().filter((c) => c != null && c !== false)),
-    onRemove: (f) => leave.push(f),
-    resize: (pixels) => {
-      if (pixels === height) return;
-      height = pixels;
-      element.style.minHeight = `${pixels - 12}px`;
-      const size = node.computeSize?.();
-      if (size && node.size) node.setSize([Math.max(node.size[0], minWidth), Math.max(node.size[1], size[1])]);
-      node.graph?.setDirtyCanvas?.(true, true);
+    show: (...children) => {
+      element.replaceChildren(...children.flat().filter((c) => c != null && c !== false));
+      requestAnimationFrame(grow);
     },
+    onRemove: (f) => leave.push(f),
+    resize,
   };
 }
 
