@@ -120,6 +120,10 @@ class ErrorModel:
         self.weight = profile.at("weight", levels) / len(profile.sigmas)
         self.first, self.second = profile.at("first", levels), profile.at("second", levels)
         self.stale = profile.staleness * profile.at("context_first", levels)
+        if self.n <= FEW_STEPS:
+            # Over long steps it is the clean clip's change that ages context, not the prediction's, which low noise
+            # enlarges: at 6 steps on nano a full evaluation in the middle is worth 7 dB over one at the end.
+            self.stale = self.stale * np.asarray(levels)
         self.spill = profile.spill * profile.at("context_second", levels)
         self.guided = (profile.guidance or 0.0) * self.second
         self.blocked = (profile.blocks or 0.0) * self.first

@@ -11,7 +11,7 @@ from hetcache_core.plan import Plan, plan
 from hetcache_core.policy import CachePolicy
 from hetcache_core.profile import ErrorProfile
 
-WAN = ErrorProfile.load("wan")
+NANO, WAN = ErrorProfile.load("nano"), ErrorProfile.load("wan")
 
 
 def sigmas(steps, shift=5.0):
@@ -67,6 +67,13 @@ def test_few_steps_use_partials_alone():
     result = plan(sigmas(6), Costs(0.2), 2.0, Rules.of(policy, WAN, 6), WAN)
     assert result.decisions[0] == "F" and set(result.decisions) == {"F", "P"}
     assert result.predicted_speed >= 2.0
+
+
+@pytest.mark.parametrize("steps", [6, 8])
+def test_with_few_steps_a_second_full_one_comes_in_the_middle(steps):
+    few = Rules.of(CachePolicy.preset("few-step"), NANO, steps)
+    decisions = plan(sigmas(steps), Costs(0.36), 1.5, few, NANO).decisions
+    assert decisions[-1] == "P" and max(len(run) for run in decisions.split("F")) <= 2
 
 
 def test_short_schedules_are_full_with_a_note():
