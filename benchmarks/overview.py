@@ -11,13 +11,17 @@ ORDER = ("ours", "ablation", "rival", "paper")
 
 def titled(result: dict) -> str:
     """A setting in words, with its clips and machine."""
-    setting, machine = Setting.parse(result["setting"]), result["machine"]
+    setting = Setting.parse(result["setting"])
     clips = max(entry["clips"] for entry in result["summary"])
-    threads = f"{machine['threads']} thread" + ("s" if machine["threads"] != 1 else "")
     return (
         f"**{setting.steps} steps, cfg {setting.cfg:g}, {masks(setting)}**, {hosted(setting)}, {setting.size}x"
-        f"{setting.size}, {setting.frames} frames, {clips} clips ({machine['device']}, {threads}):"
+        f"{setting.size}, {setting.frames} frames, {clips} clips ({made_on(result['machine'])}):"
     )
+
+
+def made_on(machine: dict) -> str:
+    """A machine in words."""
+    return f"{machine['device']}, {machine['threads']} thread{'s' if machine['threads'] != 1 else ''}"
 
 
 def masks(setting: Setting) -> str:

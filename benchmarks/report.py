@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from benchmarks.kinds import OPTIMIST
-from benchmarks.overview import by_speed, overview, titled
+from benchmarks.overview import by_speed, made_on, overview, titled
 from benchmarks.rivals.methods import METHODS
 from benchmarks.settings import MAIN, SETTINGS, Setting
 
@@ -26,7 +26,7 @@ def quality_table(result: dict) -> list[str]:
         f"**{settings['steps']} steps, cfg {settings['cfg']:g}**, {settings['size']}x{settings['size']}, "
         f"{settings['frames']} frames, masks of {low:.0%} to {high:.0%}, "
         f"{summary['full']['clips']} {settings['split']} clips "
-        f"({result['machine']['device']}, {result['machine']['threads']} threads):",
+        f"({made_on(result['machine'])}):",
         "",
         "| | speed (measured) | predicted | PSNR mask | ring | outside | over fewer steps, paired | context memory |",
         "|---|---|---|---|---|---|---|---|",
@@ -85,7 +85,7 @@ def costs_table(result: dict) -> list[str]:
     """Rows for the cost benchmark."""
     lines = [
         f"**What an evaluation costs** ({result['rows'][0]['tokens']:,} tokens, random weights, "
-        f"{result['machine']['device']}, {result['machine']['threads']} threads):",
+        f"{made_on(result['machine'])}):",
         "",
         "| model shape | mask | context | partial / full | partial / ideal | reuse / full | deciding / full |",
         "|---|---|---|---|---|---|---|",
@@ -106,7 +106,7 @@ def comfyui_table(result: dict) -> list[str]:
     lines = [
         f"**Inside ComfyUI**: {settings['steps']} steps, cfg {settings['cfg']:g}, {settings['size']}x"
         f"{settings['size']}, {settings['frames']} frames, {clips} held-out clips, seconds of the sampler "
-        f"({machine['device']}, {machine['threads']} threads):",
+        f"({made_on(machine)}):",
         "",
         "| | speed (measured) | PSNR mask |",
         "|---|---|---|",
@@ -131,7 +131,7 @@ def panel_table(result: dict) -> list[str]:
         f"**Watching costs**: with the live panel open, sampling took {seen['ratio']:.3f} times as long as without "
         f"(quartiles {seen['ratio_low']:.3f} to {seen['ratio_high']:.3f} of {seen['pairs']} alternated pairs; "
         f"{settings['steps']} steps in {summary['run_seconds']:.1f} s); events took {seen['share']:.2%} of the time "
-        f"({machine['device']}, {machine['threads']} threads)."
+        f"({made_on(machine)})."
     ]
 
 
