@@ -102,7 +102,7 @@ class Engine(Routing):
             streams: keys of this call's streams; the batch is their rows in equal chunks.
             sample: the noisy latent the prediction belongs to, ``[B, C, T, H, W]``, H and W even.
             compute: runs the model: ``compute(None)`` -> prediction ``[B, C, T, H, W]``; with a selection ``[N]`` ->
-                packed prediction ``[B, C, 1, 2, 2N]``; ``compute(None, i)`` -> prediction of ``streams[i]`` alone.
+                packed prediction ``[B, C, 1, 2, 2N]``; ``compute(..., i)`` -> the same of ``streams[i]`` alone.
 
         Returns:
             The prediction ``[B, C, T, H, W]`` in the model's dtype.
