@@ -17,6 +17,7 @@ from .profile import ErrorProfile
 
 MOST_IMPROVEMENTS = 30  # rounds of local search; it settles in fewer, this bounds very long schedules
 SEAM = 1.26  # 2 dB: what a cool-down may add to the predicted error, which knows nothing of the seam it mends
+ALLOW = ", and so would max_reuse 1, which lets single evaluations be forecast"
 SLACK = 1.01  # decisions come in lumps: a plan may miss its budget by this much rather than waste most of an evaluation
 
 
@@ -103,7 +104,7 @@ def _plan(
         note = (
             f"speed {speed:g} is out of reach, {reached:.2f} is the most: {rules.warmup} warm-up and {rules.cooldown} "
             f"cool-down evaluations are full and a partial one costs {costs.partial:.0%} of a full one; "
-            "a smaller mask, more steps or a shorter warm-up would help"
+            f"a smaller mask, more steps or a shorter warm-up would help{'' if rules.max_reuse else ALLOW}"
         )
     else:
         decisions = _spend(model, decisions, budget)

@@ -52,7 +52,11 @@ def test_error_grows_with_speed():
 
 def test_out_of_reach_says_why_and_gives_the_fastest():
     result = planned(speed=8.0)
-    assert "out of reach" in result.note and "smaller mask" in result.note
+    assert "out of reach" in result.note and "smaller mask" in result.note and "max_reuse" not in result.note
+    few = plan(sigmas(6), Costs(0.37), 2.5, rules(warmup=1, cooldown=0, max_reuse=0), WAN)
+    assert "max_reuse 1" in few.note
+    allowed = plan(sigmas(6), Costs(0.37), 2.5, rules(warmup=1, cooldown=0, max_reuse=1), WAN)
+    assert not allowed.note and "R" in allowed.decisions and "RR" not in allowed.decisions
     assert 3.5 < result.predicted_speed < 8.0
 
 
