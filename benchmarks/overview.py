@@ -58,7 +58,11 @@ def _cell(entry: dict | None) -> str:
         return ""
     text = f"{entry['psnr']['mask']:.1f} dB at {entry['speed']:.2f}x"
     ahead = entry.get("ours_ahead")
-    return text + (f" ({-ahead['mean']:+.1f} ± {ahead['spread']:.1f})" if ahead else "")
+    return text + (f" ({_spread(-ahead['mean'], ahead)})" if ahead else "")
+
+
+def _spread(mean: float, ahead: dict) -> str:
+    return f"{mean:+.1f} ± {ahead['spread']:.1f}" if ahead["clips"] > 1 else f"{mean:+.1f}"
 
 
 def nearest(result: dict, wanted: float) -> dict | None:
@@ -93,4 +97,4 @@ def overview(results: list[dict]) -> list[str]:
 
 def _ahead(entry: dict | None) -> str:
     ahead = entry and entry.get("ours_ahead")
-    return f"{ahead['mean']:+.1f} ± {ahead['spread']:.1f} dB" if ahead else ""
+    return f"{_spread(ahead['mean'], ahead)} dB" if ahead else ""

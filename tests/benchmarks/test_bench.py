@@ -68,7 +68,7 @@ def test_every_default_method_is_there_and_side_issues_at_one_speed_only(monkeyp
 
 def test_the_best_other_method_is_the_nearest_of_those_as_fast():
     def entry(name, speed, ahead):
-        return {"name": name, "wanted": 2.0, "speed": speed, "ours_ahead": {"mean": ahead}}
+        return {"name": name, "wanted": 2.0, "speed": speed, "ours_ahead": {"mean": ahead, "spread": 0.5, "clips": 2}}
 
     entries = [entry("easycache", 1.5, 1.0), entry("magcache", 2.1, 9.0), entry("teacache", 1.9, 7.0)]
     entries += [entry("fewer-steps", 2.0, 3.0), entry("forecast", 2.0, 2.0)]
