@@ -14,7 +14,7 @@ from ..hetcache_core.stats import RunStats
 
 EVENT = "hetcache.progress"
 MOST_SETUPS = 16
-SHARE = 0.005  # of a run's time that its news may take; a small model's evaluations are over before a browser draws one
+SHARE = 0.002  # of a run's time that its news may take; a small model's evaluations are over before a browser draws one
 
 
 class Setups:
