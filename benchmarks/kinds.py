@@ -64,7 +64,7 @@ def probes(args) -> Iterator[dict]:
                 raise RuntimeError(f"{name} was not followed: {stats.summary()}")
             yield {
                 "clip": index, "name": name, "schedule": schedule, "error": edit.error(result, reference, tokens),
-                "cost": STEPS / stats.predicted_speed / STEPS, "speed": stats.speed,
+                "cost": 1 / stats.predicted_speed, "speed": stats.speed,
             }  # fmt: skip
 
 

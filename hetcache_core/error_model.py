@@ -122,7 +122,7 @@ class ErrorModel:
         self.stale = profile.staleness * profile.at("context_first", levels)
         if self.n <= FEW_STEPS:
             # Over long steps it is the clean clip's change that ages context, not the prediction's, which low noise
-            # enlarges: at 6 steps on nano a full evaluation in the middle is worth 7 dB over one at the end.
+            # enlarges and which would put a second full evaluation at the end, where it does least.
             self.stale = self.stale * np.asarray(levels)
         self.spill = profile.spill * profile.at("context_second", levels)
         self.guided = (profile.guidance or 0.0) * self.second

@@ -26,23 +26,13 @@ def rows_of(model, run):
         hook.remove()
 
 
+@pytest.mark.parametrize("policy", [GUIDED, HALVES], ids=["all tokens", "a selection of them"])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_half_of_the_rows_on_every_kind_of_model(name):
+def test_half_of_the_rows_on_every_kind_of_model(name, policy):
     variant = VARIANTS[name]
     batch = variant.scene.batch
-    (result, stats), rows = rows_of(variant.model, lambda: cached(variant.model, variant.scene, GUIDED))
-    assert stats.decisions == GUIDED.schedule and not stats.warnings, stats.summary()
-    assert rows == [batch * n for n in (2, 2, 1, 2, 1, 2)]
-    stock = sample(variant.model, variant.scene)
-    assert psnr(result, stock) > 25 and not torch.equal(result, stock)
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_half_evaluations_compute_the_rows_of_one_stream_on_a_selection(name):
-    variant = VARIANTS[name]
-    batch = variant.scene.batch
-    (result, stats), rows = rows_of(variant.model, lambda: cached(variant.model, variant.scene, HALVES))
-    assert stats.decisions == HALVES.schedule and not stats.warnings, stats.summary()
+    (result, stats), rows = rows_of(variant.model, lambda: cached(variant.model, variant.scene, policy))
+    assert stats.decisions == policy.schedule and not stats.warnings, stats.summary()
     assert rows == [batch * n for n in (2, 2, 1, 2, 1, 2)]
     stock = sample(variant.model, variant.scene)
     assert psnr(result, stock) > 25 and not torch.equal(result, stock)
