@@ -89,7 +89,8 @@ def overview(results: list[dict]) -> list[str]:
             ours, fewer, best = found["ours", speed], found.get(("fewer-steps", speed)), nearest(result, speed)
             words = f"{setting.steps} steps, cfg {setting.cfg:g}, {masks(setting)}, {hosted(setting)}"
             words += f", {setting.frames} frames"
-            rival = f" ({METHODS[best['name']].label})" if best else ""
+            few = f", {best['clips']} clips" if best and best["clips"] < ours["clips"] else ""
+            rival = f" ({METHODS[best['name']].label}{few})" if best else ""
             mine = f"{ours['clips']} | {speed:g}x | {ours['speed']:.2f}x | {ours['psnr']['mask']:.1f} dB"
             lines.append(f"| {words} | {mine} | {_ahead(fewer)} | {_ahead(best)}{rival} |")
     return lines
