@@ -1,50 +1,41 @@
 """Measure nano's error profile and fit how much each kind of approximation costs.
 
-    python -m benchmarks.calibrate --out hetcache_core/profiles/nano.json
+    python -m benchmarks.calibrate --rows benchmarks/results/calibrate.json --out hetcache_core/profiles/nano.json
 
-First the change of predictions from evaluation to evaluation is measured on tuning clips computed in full. Then a short
-stretch of reuse at several places shows how much an error matters by where it is made, and probing schedules, each
-approximating in one way, are run on the same clips; their final errors are fitted by the planner's three terms
-(forecast, stale context, spill of context forecasts) with non-negative least squares.
+The change of predictions from evaluation to evaluation is measured on tuning clips computed in full. Then schedules
+such as the planner could make are run on the same clips, and how much an error matters by where it is made, what
+stale context costs and what spills over from the context's forecasts are fitted to their final errors.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from scipy.optimize import nnls
+from scipy.optimize import least_squares
 
 from benchmarks.latent import LatentEdit
 from benchmarks.machine import describe
+from benchmarks.rows import run_all, write
 from hetcache_core import CachePolicy, ErrorProfile
 from hetcache_core.costs import Costs
-from hetcache_core.error_model import Rules, error_terms
+from hetcache_core.error_model import ErrorModel, Rules
+from hetcache_core.plan import plan
 from hetcache_core.profile import CURVES
 from hetcache_core.stats import RunStats
 from nano.clips import TUNING, make_clip
 
 STEPS = 30
-FREE = Rules(warmup=1, cooldown=0, max_reuse=20, refresh=100)
-# Each probe exercises one term: reuse at several gaps, partial at several ages, and both.
-PROBES = {
-    "reuse 1": "FF" + "FR" * 13 + "FF",
-    "reuse 2": "FF" + "FRR" * 8 + "FFFF",
-    "reuse 3": "FF" + "FRRR" * 6 + "FFFF",
-    "reuse 5": "FF" + "FRRRRR" * 4 + "FFFF",
-    "partial 1": "FF" + "FP" * 13 + "FF",
-    "partial 3": "FF" + "FPPP" * 6 + "FFFF",
-    "partial 5": "FF" + "FPPPPP" * 4 + "FFFF",
-    "both 3": "FF" + "FRPR" * 6 + "FFFF",
-    "both 5": "FF" + "FRRPRR" * 4 + "FFFF",
-    "both 7": "FF" + "FRRRPRRR" * 3 + "FFFF",
-}
-# The same short stretch of reuse, early to late: how much an error matters by where it is made.
-PLACES = [("F" * start + "FRRRFR").ljust(STEPS, "F") for start in (2, 8, 14, 20)]
+FREE = Rules(warmup=1, cooldown=0, max_reuse=30, refresh=100)
+COSTS, SPEEDS = Costs(0.4), (1.7, 4.5)
+NOTHING = 0.01  # a spill below does not show
+KNOTS = 6  # of the weight curve, at even positions
+SMOOTH = 0.3  # how much a bend of the weight curve, in nepers, counts beside the misfit of a run
 
 
 def average(profiles: list[ErrorProfile]) -> ErrorProfile:
@@ -64,55 +55,104 @@ def ideal(stats: RunStats) -> float:
     return stats.costs.partial - ErrorProfile.load("nano").overhead
 
 
+def probes(profile: ErrorProfile, sigmas: Sequence[float], count: int, seed: int) -> list[str]:
+    """Schedules as the planner would make them, were the weights others: what a profile has to tell apart.
+
+    Plans of random weights, staleness, rules and speeds, each with up to three evaluations exchanged or changed.
+    """
+    random, found = np.random.default_rng(seed), {}
+    while len(found) < count:
+        weight = np.exp(random.normal(0, 0.7, 4))
+        assumed = replace(profile, weight=tuple(weight), staleness=0.6 * 4 ** random.uniform(-1, 1), spill=0.0)
+        rules = Rules(*(int(random.integers(*span)) for span in ((1, 4), (0, 3), (2, 7), (5, 16))))
+        decisions = list(plan(sigmas, COSTS, random.uniform(*SPEEDS), rules, assumed).decisions)
+        for i, j in random.integers(2, len(decisions), (random.integers(0, 4), 2)):
+            if random.random() < 0.5:
+                decisions[i], decisions[j] = decisions[j], decisions[i]
+            else:
+                decisions[i] = random.choice(list("FPR"))
+        found["".join(decisions)] = True
+    return list(found)
+
+
+def probe(index: int, count: int, size: int, frames: int, cfg: float) -> dict:
+    """One clip: its measured profile, and a row per probing schedule."""
+    edit = LatentEdit(make_clip(TUNING[index], frames, size, size, mask_fraction=(0.1, 0.25)), cfg)
+    reference, stats = edit.sample(STEPS, CachePolicy(method="measure"))
+    profile, tokens, rows = stats.profile("nano", ErrorProfile.load("wan")), stats.classes.generative, []
+    for schedule in probes(profile, edit.sigmas(STEPS), count, seed=index):
+        result, run = edit.sample(STEPS, CachePolicy(schedule=schedule))
+        overhead = run.seconds_of("P") / run.seconds_of("F") - ideal(run) if "P" in schedule else None
+        error = edit.error(result, reference, tokens)
+        rows.append({"clip": index, "schedule": schedule, "error": error, "overhead": overhead})
+    return {"clip": index, "profile": profile.to_json(), "rows": rows}
+
+
+def fitted(profile: ErrorProfile, sigmas: Sequence[float], rows: list[dict]) -> tuple[ErrorProfile, float]:
+    """The profile with ``weight`` (mean 1), ``staleness`` and ``spill`` fitted to measured errors; the misfit in dB.
+
+    Least squares of the logarithm: each decibel counts alike, in fast runs and slow ones. Clips differ by a factor,
+    which is taken out.
+    """
+    plain = ErrorModel(sigmas, replace(profile, weight=(1.0, 1.0), staleness=1.0, spill=1.0), COSTS, FREE)
+    terms = np.array([plain.by_evaluation(row["schedule"]) for row in rows])
+    clips = np.array([row["clip"] for row in rows])
+    errors = np.log([row["error"] for row in rows])
+    places = np.linspace(0, KNOTS - 1, len(sigmas) - 1)
+
+    def misfit(logs: np.ndarray) -> np.ndarray:
+        weight = np.interp(places, np.arange(KNOTS), np.exp(logs[:KNOTS]))
+        rest = errors - np.log(terms @ [1.0, *np.exp(logs[KNOTS:])] @ weight)
+        for clip in set(clips):
+            rest[clips == clip] -= rest[clips == clip].mean()
+        return rest
+
+    def cost(logs: np.ndarray) -> np.ndarray:
+        return np.concatenate([misfit(logs), SMOOTH * np.diff(logs[:KNOTS], 2), 0.01 * logs[:1]])
+
+    start = np.concatenate([np.zeros(KNOTS), np.log([0.5, 0.05])])
+    logs = least_squares(cost, start, bounds=(-7.0, 3.0)).x
+    weight, (staleness, spill) = np.exp(logs[:KNOTS]), np.exp(logs[KNOTS:])
+    result = replace(profile, weight=tuple(weight / weight.mean()), staleness=float(f"{staleness:.3g}"),
+                     spill=float(f"{spill:.3g}") if spill > NOTHING else 0.0)  # fmt: skip
+    return result, float(8.686 * misfit(logs).std())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--clips", type=int, default=4)
+    parser.add_argument("--clips", type=int, default=6)
+    parser.add_argument("--probes", type=int, default=36, help="schedules a clip")
     parser.add_argument("--size", type=int, default=192)
     parser.add_argument("--frames", type=int, default=17)
     parser.add_argument("--cfg", type=float, default=4.0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=1, help="clips at a time, each in a process of one thread")
+    parser.add_argument("--rows", type=Path, help="where measured errors are kept, and taken from if they are there")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    wan = ErrorProfile.load("wan")
-    edits = [
-        LatentEdit(make_clip(TUNING[i], args.frames, args.size, args.size, mask_fraction=(0.1, 0.25)), args.cfg)
-        for i in range(args.clips)
-    ]
-    measured, references = [], []
-    for edit in edits:
-        reference, stats = edit.sample(STEPS, CachePolicy(method="measure"))
-        references.append(reference)
-        measured.append(stats.profile("nano", wan))
-    profile = replace(average(measured), weight=(1.0, 1.0), staleness=1.0, spill=1.0)
-    sigmas, overheads = edits[0].sigmas(STEPS), []
+    found = json.loads(args.rows.read_text())["rows"] if args.rows and args.rows.exists() else []
 
-    def probe(name: str, schedule: str) -> tuple[tuple[float, float, float], float]:
-        """The planner's three terms of a schedule, and its mean error."""
-        found = []
-        for edit, reference in zip(edits, references, strict=True):
-            result, stats = edit.sample(STEPS, CachePolicy(schedule=schedule))
-            found.append(edit.error(result, reference, stats.classes.generative))
-            if "P" in schedule:
-                overheads.append(stats.seconds_of("P") / stats.seconds_of("F") - ideal(stats))
-        terms = error_terms(schedule, sigmas, profile, Costs(0.3), FREE)
-        print(f"{name:10} error {np.mean(found):.2e}  terms {' '.join(f'{t:.2e}' for t in terms)}", flush=True)
-        return terms, float(np.mean(found))
+    def done(clip: dict) -> None:
+        found.append(clip)
+        print(f"clip {clip['clip']}: {len(clip['rows'])} schedules", flush=True)
+        if args.rows:
+            write(args.rows, {"machine": describe(), "rows": found}, compact=True)
 
-    ratios = [error / terms[0] for terms, error in (probe(f"place {i}", s) for i, s in enumerate(PLACES))]
-    profile = replace(profile, weight=tuple(np.asarray(ratios) / np.mean(ratios)))
-    terms, errors = zip(*(probe(name, schedule) for name, schedule in PROBES.items()), strict=True)
-    scale = 1 / np.asarray(errors)  # relative residuals: small errors matter as much as large ones
-    (forecast, stale, spill), residual = nnls(np.asarray(terms) * scale[:, None], np.ones(len(errors)))
-    print(f"forecast {forecast:.3f}, stale context {stale:.3f}, spill {spill:.3f}; residual {residual:.2f}")
+    missing = sorted(set(range(args.clips)) - {clip["clip"] for clip in found})
+    run_all(probe, [(i, args.probes, args.size, args.frames, args.cfg) for i in missing], args.workers, 1, done)
+    profile = average([ErrorProfile.from_json(clip["profile"]) for clip in found])
+    rows = [row for clip in found for row in clip["rows"]]
+    overheads = [row["overhead"] for row in rows if row["overhead"] is not None]
+    nano = ErrorProfile.load("nano")
+    profile, misfit = fitted(profile, (*profile.sigmas, 0.0), rows)
+    fit = f"weights {np.round(profile.weight, 2)}, staleness {profile.staleness}, spill {profile.spill}"
+    print(f"{fit}: {len(rows)} errors are foretold to {misfit:.1f} dB")
     result = rounded(replace(
         profile,
-        staleness=min(10.0, float(f"{stale / forecast:.3g}")),
-        spill=min(10.0, float(f"{spill / forecast:.3g}")),
         overhead=max(0.0, round(statistics.median(overheads), 3)),
         warmup=0.0,
+        impact=nano.impact,
         model=(256, 6, 768, 3),
-        source=f"measured by benchmarks.calibrate on {args.clips} tuning clips; {describe()['device']}",
+        source=f"measured by benchmarks.calibrate on {len(found)} tuning clips; {describe()['device']}",
     ))  # fmt: skip
     args.out.write_text(result.to_json() + "\n")
 

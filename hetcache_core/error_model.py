@@ -5,7 +5,8 @@ The predicted error of a sequence is a sum over evaluations, each weighted by ho
 
 * reuse, g evaluations after the last computed one, which came h after the one before: a line through those two misses a
   curve with second difference s by ``s g (g + h) / 2`` (a held prediction misses by the first difference times g);
-* partial, G evaluations after the last full one: generative tokens see context that is G evaluations old;
+* partial, G evaluations after the last full one: generative tokens see context that is G evaluations old, which costs
+  ``G ** AGEING``; what is forecast from partial evaluations has seen no newer context either;
 * both: the context's own forecast error, a share of which spills into the edit;
 * guidance reused, G evaluations after the last full one: its difference was forecast so far, at the profile's price;
 * blocks reused, G evaluations after the last full one: their deltas were held so far, at the profile's price;
@@ -29,6 +30,11 @@ NAMES = {  # dearest first
     FULL: "full", BLOCKS: "blocks", GUIDANCE: "guidance", PARTIAL: "partial", HALF: "half", REUSE: "reuse"
 }  # fmt: skip
 PARTS = {HALF: PARTIAL + GUIDANCE}  # what a kind is made of, where it is not itself alone
+
+
+# Context twice as old costs half as much again, as errors on nano go (benchmarks.calibrate, whose fit the staleness of
+# the shipped profiles goes with): much of what changes in the context changes to and fro.
+AGEING = 0.6
 
 
 @dataclass(frozen=True)
@@ -143,36 +149,42 @@ class ErrorModel:
         elif kind == BLOCKS:
             forecast = self.blocked[i] * age
         if kind in (PARTIAL, HALF):
-            stale, spill = self.stale[i] * age, self.spill[i] * age * age
+            stale, spill = self.stale[i] * age**AGEING, self.spill[i] * age * age
         return tuple(self.weight[i] * term for term in (forecast, stale, spill))
 
     def _reused(self, i: int, g, h, age):
         """The same of a reuse g evaluations after the last computed one, h after the one before."""
         ahead = self.first[i] * g if self.rules.hold else self.second[i] * g * (g + h) / 2
-        return tuple(self.weight[i] * term for term in (ahead, 0.0, self.spill[i] * age * age))
+        stale = np.where(age > g, self.stale[i] * age**AGEING, 0.0)  # the last one computed was not a full one
+        return tuple(self.weight[i] * term for term in (ahead, stale, self.spill[i] * age * age))
 
-    def terms(self, decisions) -> tuple[float, float, float] | None:
-        """Error of a sequence by cause: forecasts, stale context, spill. None where it breaks a rule."""
-        total, rules = [0.0, 0.0, 0.0], self.rules
+    def by_evaluation(self, decisions) -> list[tuple[float, float, float]] | None:
+        """Error of each evaluation by cause: forecasts, stale context, spill. None where the sequence breaks a rule."""
+        found, rules = [], self.rules
         g, h, age, renewing = 0, 1, 0, rules.renewing
         for i, decision in enumerate(decisions):
             g, age = g + 1, age + 1
             if decision == FULL:
                 g, h, age = 0, g, 0
+                found.append((0.0, 0.0, 0.0))
                 continue
             if self.forced_full(i) or age >= rules.refresh:
                 return None
             if decision == REUSE:
                 if g > rules.max_reuse:
                     return None
-                terms = self._reused(i, g, h, age)
+                found.append(self._reused(i, g, h, age))
             elif decision in renewing:
-                terms = self._renewed(decision, i, age)
+                found.append(self._renewed(decision, i, age))
                 g, h = 0, g
             else:
                 return None
-            total = [a + b for a, b in zip(total, terms, strict=True)]
-        return tuple(total)
+        return found
+
+    def terms(self, decisions) -> tuple[float, float, float] | None:
+        """The sum over the evaluations of :meth:`by_evaluation`."""
+        found = self.by_evaluation(decisions)
+        return None if found is None else tuple(sum(cause) for cause in zip(*found, strict=True))
 
     def error(self, decisions) -> float:
         """Predicted error of a sequence, infinite where it breaks a rule."""

@@ -211,6 +211,9 @@ METHODS: dict[str, Method] = {
     "share-100": _tier("ours, all of it", memory_share=1.0),
     "fp8": _tier("ours, all of it, in fp8", memory_share=1.0, memory_fp8=True),
     "shared": _tier("ours, one copy for cond and uncond", memory_share=1.0, memory_shared=True),
+    "replan": Method(
+        "ours, planned anew on the way", policy=_ours(replan=True), every_speed=False, kind="ablation"
+    ),
     "hetcache": Method(
         "HetCache paper", policy=_paper("hetcache"), kind="paper", every_speed=False,
         knobs=_thresholds(0.01, 0.02, 0.03, 0.045, 0.07, 0.1, 0.15, 0.22, 0.33, 0.5, 0.8),

@@ -1,14 +1,16 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("diffusers", reason="the benchmarks need diffusers")
 
-from benchmarks import costs, impact, kinds, panel, quality, real_size, report
+from benchmarks import calibrate, costs, impact, kinds, panel, quality, real_size, report
 from benchmarks.latent import LatentEdit
-from hetcache_core import CachePolicy
+from hetcache_core import CachePolicy, ErrorProfile
+from hetcache_core.error_model import ErrorModel
 from nano.clips import TUNING, make_clip
 
 README = Path(report.ROOT) / "README.md"
@@ -95,6 +97,25 @@ def test_real_size_runs_small(tmp_path):
     assert 0 < rows["weighted prune"]["ideal_partial_over_full"] < rows["on the device"]["ideal_partial_over_full"] < 1
     (run,) = result["runs"]
     assert run["decisions"].count("F") < 12 and run["predicted_speed"] > 1.5
+
+
+def test_calibration_finds_the_weights_that_made_the_errors():
+    made = replace(ErrorProfile.load("nano"), weight=(0.6, 0.9, 1.2, 1.5, 1.1, 0.7), staleness=0.8, spill=0.0)
+    sigmas = (*made.sigmas, 0.0)
+    truth, rows = ErrorModel(sigmas, made, calibrate.COSTS, calibrate.FREE), []
+    for clip, loud in enumerate((1.0, 3.0)):
+        for schedule in calibrate.probes(made, sigmas, 40, seed=clip):
+            assert len(schedule) == 30 and set(schedule) <= set("FPR")
+            rows.append({"clip": clip, "schedule": schedule, "error": loud * truth.error(schedule)})
+    found, misfit = calibrate.fitted(replace(made, weight=(1.0, 1.0), staleness=0.1, spill=0.1), sigmas, rows)
+    assert misfit < 0.3 and found.staleness == pytest.approx(0.8, rel=0.1) and found.spill == 0.0
+    assert found.weight == pytest.approx(made.weight, rel=0.25)
+
+
+def test_probing_schedules_are_the_same_every_time():
+    nano = ErrorProfile.load("nano")
+    first, again, other = (calibrate.probes(nano, (*nano.sigmas, 0.0), 5, seed) for seed in (0, 0, 1))
+    assert first == again != other and len(set(first)) == 5
 
 
 def test_an_impact_is_measured_on_the_model_that_runs():

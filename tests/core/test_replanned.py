@@ -47,7 +47,7 @@ def test_where_the_profile_fits_the_plan_is_kept():
 
 
 def test_where_the_surroundings_are_still_more_is_computed_in_part():
-    done, first, reasons = follow(predictions=2.0, context=0.2)
+    done, first, reasons = follow(2.0, 0.2, replace(NANO, staleness=3.0))
     assert reasons and "2.0 times" in reasons[0] and done != first
     assert done.count("P") > first.count("P")
     lively, first, _ = follow(predictions=0.3, context=5.0)
