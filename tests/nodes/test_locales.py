@@ -11,6 +11,8 @@ ENGLISH = build.read("en")
 TRANSLATED = [language for language in build.LANGUAGES if language != "en"]
 SCRIPTS = {"zh": r"[\u4e00-\u9fff]", "ja": r"[\u3040-\u30ff]", "ko": r"[\uac00-\ud7af]"}
 
+PAGES = sorted((build.ROOT / "web" / "docs").glob("*.md"))
+
 KEPT = r"\b(?:hold|loop|refuse|balanced|few-step|alpha|luma|FFRPRF|WanVaceToVideo|3840|192x192)\b"
 
 
@@ -34,6 +36,24 @@ def test_choices_and_numbers_survive_translation(language):
     for place, words in build.paths(ENGLISH).items():
         kept = re.findall(KEPT, words)
         assert [word for word in kept if word not in translated[place]] == [], place
+
+
+def outline(page) -> list[str]:
+    """What a help page is made of, in order: headings, rows of tables, items of lists, its picture; not their words."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    starts = (re.match(r"#+ |[|] *$|[|]|- |\d+\. |!\[[^]]+(?=\])", line) for line in lines)
+    return [re.search(r"\((.*)\)", line)[1] if found[0][0] == "!" else found[0].strip()
+            for line, found in zip(lines, starts) if found]  # fmt: skip
+
+
+@pytest.mark.parametrize("language", TRANSLATED)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_help_pages_say_the_same_in_every_language(page, language):
+    translated = page.with_suffix("") / f"{language}.md"
+    assert outline(translated) == outline(page)
+    words = translated.read_text(encoding="utf-8")
+    assert re.search(SCRIPTS[language], words) and build.read(language)[page.stem]["display_name"] in words
+    assert [word for word in re.findall(KEPT, page.read_text(encoding="utf-8")) if word not in words] == []
 
 
 @pytest.mark.parametrize("language", TRANSLATED)
