@@ -180,6 +180,8 @@ def test_a_node_has_a_help_page_with_a_picture(server, name):
     page = server.bytes(f"/extensions/hetcache/docs/{name}.md").decode()
     (picture,) = re.findall(r"!\[[^]]+\]\(([^)]+)\)", page)  # the frontend looks for it beside the page
     assert Image.open(io.BytesIO(server.bytes(f"/extensions/hetcache/docs/{picture}"))).width >= 400
+    for language in set(build.LANGUAGES) - {"en"}:  # where the frontend looks first
+        assert f"]({picture})" in server.bytes(f"/extensions/hetcache/docs/{name}/{language}.md").decode()
 
 
 def test_fine_settings_are_folded_away(nodes):
