@@ -26,6 +26,7 @@ import comfy.sample  # noqa: E402
 import comfy.samplers  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from comfy.patcher_extension import WrappersMP  # noqa: E402
 from comfy_extras.nodes_easycache import EasyCacheNode  # noqa: E402
 from comfy_extras.nodes_wan import WanVaceToVideo  # noqa: E402
 
@@ -42,11 +43,20 @@ def load_pack():
     return pack.load()[1]
 
 
+def copied(executor, x, *args, **kwargs):
+    """A wrapper of the model's forward that hands on a copy of its input."""
+    return executor(x.clone(), *args, **kwargs)
+
+
 def patched(model, run: dict, mask: torch.Tensor):
     """(model for this run, report or None)"""
     if "policy" in run:
         return host.apply(model, CachePolicy.from_json(run["policy"]), mask)
     if "easycache" in run:
+        # The node adds into its input: of 16-bit models the host's copy, of nano's 32 bits the sampler's own
+        # latent, which would be spoilt. It gets a copy here, as in real use.
+        model = model.clone()
+        model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "copy", copied)
         return EasyCacheNode.execute(model, run["easycache"], 0.15, 0.95, False).result[0], None
     return model, None
 

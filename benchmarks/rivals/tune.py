@@ -80,7 +80,7 @@ def tried(case: Case, name: str, index: int) -> list[dict]:
             rows.append({"knobs": knobs, "clip": index, "speed": outcome.speed, "db": fidelity(case, outcome)})
             if method.still_only:  # its steps follow from the budget
                 rows[-1]["budget"] = speed
-        if "threshold" in knobs and name != "magcache" and rows[-1]["speed"] > BEYOND * max(setting.speeds):
+        if list(knobs) == ["threshold"] and rows[-1]["speed"] > BEYOND * max(setting.speeds):
             break
     return rows
 
