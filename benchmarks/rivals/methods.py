@@ -204,7 +204,7 @@ MIXCACHE_KNOBS = tuple(
 
 HETCACHE_KNOBS = tuple(
     {"threshold": threshold, "context_share": share}
-    for share in (0.05, 0.3, 0.7) for threshold in (0.02, 0.04, 0.07, 0.11, 0.17, 0.26)
+    for share in (0.05, 0.3, 0.7) for threshold in (0.03, 0.06, 0.11, 0.2)
 )  # fmt: skip
 
 METHODS: dict[str, Method] = {
