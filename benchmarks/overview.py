@@ -77,8 +77,10 @@ def nearest(result: dict, wanted: float) -> dict | None:
 
 
 def overview(results: list[dict]) -> list[str]:
-    """A row per setting and speed: ours, and how far it is ahead of fewer steps and of the best other method."""
+    """A row per setting and speed, folded away: ours, and how far ahead of fewer steps and of the best other method."""
     lines = [
+        f"<details><summary>All {len(results)} settings: hosts, steps, masks, samplers, frames</summary>",
+        "",
         "| setting | clips | at | speed (measured) | PSNR mask | over fewer steps | over the best other as fast |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -93,7 +95,7 @@ def overview(results: list[dict]) -> list[str]:
             rival = f" ({METHODS[best['name']].label}{few})" if best else ""
             mine = f"{ours['clips']} | {speed:g}x | {ours['speed']:.2f}x | {ours['psnr']['mask']:.1f} dB"
             lines.append(f"| {words} | {mine} | {_ahead(fewer)} | {_ahead(best)}{rival} |")
-    return lines
+    return [*lines, "", "</details>"]
 
 
 def _ahead(entry: dict | None) -> str:
