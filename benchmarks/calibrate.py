@@ -15,6 +15,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -22,7 +23,7 @@ from scipy.optimize import least_squares
 from benchmarks.latent import LatentEdit
 from benchmarks.machine import describe
 from benchmarks.rows import run_all, write
-from hetcache_core import CachePolicy, ErrorProfile
+from hetcache_core import CachePolicy, ErrorProfile, error_model
 from hetcache_core.costs import Costs
 from hetcache_core.error_model import ErrorModel, Rules
 from hetcache_core.plan import plan
@@ -34,6 +35,7 @@ STEPS = 30
 FREE = Rules(warmup=1, cooldown=0, max_reuse=30, refresh=100)
 COSTS, SPEEDS = Costs(0.4), (1.7, 4.5)
 NOTHING = 0.01  # a spill below does not show
+AGEINGS = (0.4, 0.6, 0.8, 1.0)  # compared with what the error model assumes
 KNOTS = 6  # of the weight curve, at even positions
 SMOOTH = 0.3  # how much a bend of the weight curve, in nepers, counts beside the misfit of a run
 
@@ -143,7 +145,11 @@ def main() -> None:
     rows = [row for clip in found for row in clip["rows"]]
     overheads = [row["overhead"] for row in rows if row["overhead"] is not None]
     nano = ErrorProfile.load("nano")
-    profile, misfit = fitted(profile, (*profile.sigmas, 0.0), rows)
+    sigmas = (*profile.sigmas, 0.0)
+    for exponent in AGEINGS:
+        with mock.patch.object(error_model, "AGEING", exponent):
+            print(f"context that ages with exponent {exponent}: {fitted(profile, sigmas, rows)[1]:.2f} dB")
+    profile, misfit = fitted(profile, sigmas, rows)
     fit = f"weights {np.round(profile.weight, 2)}, staleness {profile.staleness}, spill {profile.spill}"
     print(f"{fit}: {len(rows)} errors are foretold to {misfit:.1f} dB")
     result = rounded(replace(

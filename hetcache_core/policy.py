@@ -47,8 +47,8 @@ class CachePolicy:
             (``attention``), or ``both``.
         memory_share: share of the context kept as keys and values, 0 to 1.
         memory_fp8, memory_shared, memory_offload: kept as float8; one copy for all streams; kept in host memory.
-        forecast_order: 1 extrapolates predictions along the evaluation index, 0 holds them.
-        forecast_damping: factor on the slope, 0 to 1; fitted online when None.
+        forecast_order: of the polynomial that extrapolates predictions along the evaluation index; 0 holds them.
+        forecast_damping: factor on what is extrapolated, 0 to 1; fitted online when None.
         forecast_quantity: ``v`` or ``x0``; x0 for stochastic samplers when None.
         threshold: HetCache's D, accumulated relative change up to which an evaluation is reused: higher = faster.
         trigger: MixCache caches where predictions change by less than this from one evaluation to the next.
@@ -85,7 +85,7 @@ class CachePolicy:
     memory_fp8: bool | None = None
     memory_shared: bool | None = None
     memory_offload: bool = False
-    forecast_order: int = 1
+    forecast_order: int = 2
     forecast_damping: float | None = None
     forecast_quantity: str | None = None
     threshold: float = 0.10
@@ -172,7 +172,7 @@ _RANGES = (
     ("margin_time", 0, 16),
     ("context_share", 0.0, 1.0),
     ("memory_share", 0.0, 1.0),
-    ("forecast_order", 0, 1),
+    ("forecast_order", 0, 2),
     ("forecast_damping", 0.0, 1.0),
     ("threshold", 0.0, 100.0),
     ("trigger", 0.0, 100.0),

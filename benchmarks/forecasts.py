@@ -1,0 +1,103 @@
+"""Compare ways to forecast predictions, on the same plans: what `hetcache_core.forecast` does is chosen by it.
+
+    python -m benchmarks.forecasts --clips 4 --workers 2 --out benchmarks/results/forecasts.json
+
+Tuning clips of nano. Errors are those of the final latent in the edit, against the edit in full, in dB (20 log10 of the
+RMS of the reference over that of the error). The last two columns have fresh noise at every step: there extrapolation
+must give way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from contextlib import nullcontext
+from pathlib import Path
+from unittest import mock
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from benchmarks.latent import LatentEdit
+from benchmarks.machine import describe
+from benchmarks.rows import run_all, write
+from benchmarks.settings import MAIN, Setting
+from hetcache_core import CachePolicy, forecast
+
+CASES = (  # setting, speeds, whether the sampler adds noise
+    (MAIN, MAIN.speeds, False),
+    (Setting(mask=0.4, moving=False), MAIN.speeds, False),
+    (Setting(steps=50), (3.0, 4.5), False),
+    (MAIN, (2.0, 3.0), True),
+)
+WAYS: dict[str, tuple[dict, dict]] = {  # policy fields, constants of the module
+    "held": ({"forecast_order": 0}, {}),
+    "slope, damped by least squares": ({"forecast_order": 1}, {"BENEFIT": 1.0}),
+    "slope, damped": ({"forecast_order": 1}, {}),
+    "slope, undamped": ({"forecast_order": 1, "forecast_damping": 1.0}, {}),
+    "slope and bend (default)": ({}, {}),
+    "bend fading twice as fast": ({}, {"FADE": 1.0}),
+    "bend fading half as fast": ({}, {"FADE": 4.0}),
+    "bend not fading": ({}, {"FADE": math.inf}),
+}
+
+
+def compare(setting: Setting, speeds: tuple[float, ...], noisy: bool, index: int) -> list[dict]:
+    """Every way on one clip: a row for each speed, with the error of each way in dB."""
+    edit = LatentEdit(setting.source(index, "tuning"), setting.cfg)
+    scheduler, rows = edit.pipe.scheduler, []
+    edit.pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config, stochastic_sampling=noisy)
+
+    def sample(policy: CachePolicy):
+        torch.manual_seed(0)  # of the noise that is added on the way
+        return edit.sample(setting.steps, policy)
+
+    try:
+        reference, _ = sample(CachePolicy.preset("exact"))
+        for speed in speeds:
+            planned = sample(CachePolicy(speed=speed))[1]
+            row = {"setting": setting.name, "noisy": noisy, "clip": index, "speed": speed}
+            row |= {"decisions": planned.decisions, "db": {}}
+            for way, (fields, constants) in WAYS.items():
+                with mock.patch.multiple(forecast, **constants) if constants else nullcontext():
+                    result, _ = sample(CachePolicy(schedule=planned.decisions, **fields))
+                error = edit.error(result, reference, planned.classes.generative)
+                row["db"][way] = -20 * math.log10(error)
+            rows.append(row)
+    finally:
+        edit.pipe.scheduler = scheduler
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """Means over clips, a line a way."""
+    columns: dict[str, list[dict]] = {}
+    for row in rows:
+        columns.setdefault(f"{row['setting']}{' +noise' if row['noisy'] else ''} {row['speed']:g}x", []).append(row)
+    lines = [f"{column} = column {i}, {len(found)} clips" for i, (column, found) in enumerate(columns.items(), 1)]
+    for way in WAYS:
+        means = (statistics.mean(row["db"][way] for row in found) for found in columns.values())
+        lines.append(f"{way:32s}" + "".join(f"{mean:7.1f}" for mean in means))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--clips", type=int, default=4)
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time, each in a process of one thread")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    found: list[dict] = []
+
+    def done(rows: list[dict]) -> None:
+        found.extend(rows)
+        found.sort(key=lambda row: (row["noisy"], row["setting"], row["speed"], row["clip"]))
+        write(args.out, {"machine": describe(), "rows": found}, compact=True)
+
+    run_all(compare, [(*case, clip) for clip in range(args.clips) for case in CASES], args.workers, 1, done)
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
