@@ -183,8 +183,8 @@ Below 24 GB of graphics memory, lower width and height in *Upscale Image*, or us
 
 def _speed(g, model, advice: str, **policy):
     """The patched model."""
-    settings = g.add("HetCachePolicySettings", tall=690, **policy)
-    patched = g.add("HetCachePatchModel", tall=330, model=model, policy=settings["policy"])
+    settings = g.add("HetCachePolicySettings", tall=800, **policy)
+    patched = g.add("HetCachePatchModel", tall=400, model=model, policy=settings["policy"])
     g.note("Note: speed", SPEED_NOTE.format(advice.strip()), 250)
     return patched
 
@@ -192,7 +192,7 @@ def _speed(g, model, advice: str, **policy):
 def _stats(g, latent, patched, clip, vae):
     """The decoded result, by way of the numbers."""
     g.group("What was gained", 420)
-    stats = g.add("HetCacheStats", tall=690, stats=patched["stats"], latent=latent["LATENT"], video=clip)
+    stats = g.add("HetCacheStats", tall=910, stats=patched["stats"], latent=latent["LATENT"], video=clip)
     g.add("PreviewAny", "Report", 240, source=stats["report"])
     g.note("Note: the numbers", STATS_NOTE, 200)
     g.group("Result", 480)
