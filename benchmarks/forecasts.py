@@ -70,16 +70,30 @@ def compare(setting: Setting, speeds: tuple[float, ...], noisy: bool, index: int
     return rows
 
 
-def table(rows: list[dict]) -> str:
-    """Means over clips, a line a way."""
-    columns: dict[str, list[dict]] = {}
-    for row in rows:
-        columns.setdefault(f"{row['setting']}{' +noise' if row['noisy'] else ''} {row['speed']:g}x", []).append(row)
-    lines = [f"{column} = column {i}, {len(found)} clips" for i, (column, found) in enumerate(columns.items(), 1)]
+def table(result: dict) -> list[str]:
+    """A line a way, a column a setting and speed: means over the clips."""
+    columns: dict[tuple, list[dict]] = {}
+    for row in result["rows"]:
+        columns.setdefault((row["noisy"], row["setting"], row["speed"]), []).append(row)
+    clips = len({row["clip"] for row in result["rows"]})
+    heads = [_column(*column) for column in columns]
+    lines = [
+        f"**Ways to forecast, on the same plans**: error of the final latent in the edit, {clips} tuning clips "
+        f"({result['machine']['device']}):",
+        "",
+        f"| | {' | '.join(heads)} |",
+        "|---" * (len(heads) + 1) + "|",
+    ]
     for way in WAYS:
-        means = (statistics.mean(row["db"][way] for row in found) for found in columns.values())
-        lines.append(f"{way:32s}" + "".join(f"{mean:7.1f}" for mean in means))
-    return "\n".join(lines)
+        means = (statistics.mean(row["db"][way] for row in rows) for rows in columns.values())
+        lines.append(f"| {way} | {' | '.join(f'{mean:.1f} dB' for mean in means)} |")
+    return lines
+
+
+def _column(noisy: bool, name: str, speed: float) -> str:
+    setting = Setting.parse(name)
+    noise = ", noise at every step" if noisy else ""
+    return f"{setting.mask:.0%} {'moving' if setting.moving else 'still'}, {setting.steps} steps{noise}, {speed:g}x"
 
 
 def main() -> None:
@@ -89,14 +103,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     found: list[dict] = []
+    result = {"machine": describe(), "rows": found}
 
     def done(rows: list[dict]) -> None:
         found.extend(rows)
         found.sort(key=lambda row: (row["noisy"], row["setting"], row["speed"], row["clip"]))
-        write(args.out, {"machine": describe(), "rows": found}, compact=True)
+        write(args.out, result, compact=True)
 
     run_all(compare, [(*case, clip) for clip in range(args.clips) for case in CASES], args.workers, 1, done)
-    print(table(found))
+    print("\n".join(table(result)))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from benchmarks import forecasts
 from benchmarks.kinds import OPTIMIST
 from benchmarks.overview import by_speed, made_on, overview, titled
 from benchmarks.rivals.methods import METHODS
@@ -16,41 +17,6 @@ from benchmarks.settings import MAIN, SETTINGS, Setting
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-
-
-def quality_table(result: dict) -> list[str]:
-    """Rows for one quality benchmark: every speed with its rivals at the same time."""
-    settings, summary = result["settings"], result["summary"]
-    low, high = settings["mask"]
-    lines = [
-        f"**{settings['steps']} steps, cfg {settings['cfg']:g}**, {settings['size']}x{settings['size']}, "
-        f"{settings['frames']} frames, masks of {low:.0%} to {high:.0%}, "
-        f"{summary['full']['clips']} {settings['split']} clips "
-        f"({made_on(result['machine'])}):",
-        "",
-        "| | speed (measured) | predicted | PSNR mask | ring | outside | over fewer steps, paired | context memory |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, row in summary.items():
-        if name == "full":
-            continue
-        gain = (
-            ""
-            if "gain_over_fewer_steps" not in row
-            else f"{row['gain_over_fewer_steps']:+.1f} ± {row['gain_spread']:.1f} dB"
-        )
-        kind, _, speed = name.rpartition("-")
-        label = {
-            "speed": f"**HetCache, speed {speed}**",
-            "fewer-steps": f"fewer steps, time of speed {speed}",
-            "forecast": f"our forecasts alone, {speed}",
-            "partial": f"our partial evaluations alone, {speed}",
-        }[kind]
-        lines.append(
-            f"| {label} | {row['speed']:.2f}x | {row['predicted_speed']:.2f}x | {row['psnr_mask']:.1f} dB | "
-            f"{row['psnr_ring']:.1f} | {row['psnr_outside']:.1f} | {gain} | {row['peak_context_mb']:.0f} MB |"
-        )
-    return lines
 
 
 def bench_table(result: dict) -> list[str]:
@@ -199,11 +165,9 @@ def sections() -> dict[Path, str]:
     front = [by_speed(result) for result in benched if result["setting"] in (MAIN.name, few)]
     front += [overview(benched)] if benched else []
     behind = [bench_table(result) for result in benched]
-    quality = [quality_table(read(path)) for path in sorted(RESULTS.glob("quality-*.json"), reverse=True)]
-    (behind if benched else front).extend(quality)
     tables = (
         ("comfyui", comfyui_table, front), ("panel", panel_table, front), ("costs", costs_table, behind),
-        ("kinds", kinds_table, behind),
+        ("forecasts", forecasts.table, behind), ("kinds", kinds_table, behind),
     )  # fmt: skip
     for name, table, parts in tables:
         if (RESULTS / f"{name}.json").exists():

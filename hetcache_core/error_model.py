@@ -4,7 +4,7 @@ The predicted error of a sequence is a sum over evaluations, each weighted by ho
 (measured: nearly the same along a schedule whose shift suits the model, a little more at its start):
 
 * reuse, g evaluations after the last computed one, which came h after the one before: a line through those two misses a
-  curve with second difference s by ``s g (g + h) / 2``, and what the bend mends of it is much alike from plan to plan (a
+  curve with second difference s by ``s g (g + h) / 2``, of which the bend mends much the same share in all plans (a
   held prediction misses by the first difference times g);
 * partial, G evaluations after the last full one: generative tokens see context that is G evaluations old, which costs
   ``G ** AGEING``; what is forecast from partial evaluations has seen no newer context either;

@@ -223,7 +223,8 @@ METHODS: dict[str, Method] = {
         "ours, decided as in HetCache's paper", policy=_paper("hetcache"), kind="ablation", every_speed=False,
         knobs=_thresholds(0.01, 0.02, 0.03, 0.045, 0.07, 0.1, 0.15, 0.22, 0.33, 0.5, 0.8),
     ),
-    # as published: what is not computed is held, and partial evaluations see only the tokens they compute
+    # as published: what is not computed is held, and partial evaluations see only the tokens they compute; ours are
+    # the signal (the change of predictions), gamma 1 and a margin of 0
     "hetcache": Method(
         "HetCache paper", policy=_paper("hetcache", forecast_order=0, memory_share=0.0, context_sampling="both"),
         kind="paper",

@@ -7,8 +7,9 @@ import pytest
 
 pytest.importorskip("diffusers", reason="the benchmarks need diffusers")
 
-from benchmarks import calibrate, costs, impact, kinds, panel, quality, real_size, report
+from benchmarks import calibrate, costs, forecasts, impact, kinds, panel, real_size, report
 from benchmarks.latent import LatentEdit
+from benchmarks.settings import MAIN
 from hetcache_core import CachePolicy, ErrorProfile
 from hetcache_core.error_model import ErrorModel
 from nano.clips import TUNING, make_clip
@@ -22,41 +23,16 @@ def test_pages_show_the_committed_results(page):
     assert report.updated(text, report.sections()[page]) == text
 
 
-def row(name, clip, psnr, speed=2.0):
-    regions = ("mask", "ring", "outside", "all")
-    return {
-        "name": name, "clip": clip, "speed": speed, "predicted_speed": 2.0, "peak_context_bytes": 2**20,
-        "psnr": dict.fromkeys(regions, psnr), "ssim": dict.fromkeys(regions, 0.9),
-    }  # fmt: skip
+def test_ways_to_forecast_are_averaged_over_clips_a_column_a_setting_and_speed():
+    def row(clip, speed, db, noisy=False):
+        each = dict.fromkeys(forecasts.WAYS, db)
+        return {"noisy": noisy, "setting": MAIN.name, "clip": clip, "speed": speed, "db": each}
 
-
-def test_summary_pairs_every_speed_with_fewer_steps_clip_by_clip():
-    rows = [row("full", c, math.inf, 1.0) for c in (1, 2)]
-    rows += [
-        row("speed-2", 1, 40.0),
-        row("speed-2", 2, 46.0),
-        row("fewer-steps-2", 1, 30.0),
-        row("fewer-steps-2", 2, 40.0),
-    ]
-    summary = quality.summarise(rows)
-    assert summary["speed-2"]["psnr_mask"] == 43.0
-    assert summary["speed-2"]["gain_over_fewer_steps"] == 8.0
-    assert summary["speed-2"]["gain_spread"] == pytest.approx(math.sqrt(8))
-    assert "gain_over_fewer_steps" not in summary["fewer-steps-2"]
-    table = "\n".join(
-        report.quality_table({
-            "settings": {"steps": 30, "cfg": 4.0, "size": 96, "frames": 17, "mask": [0.1, 0.2], "split": "tuning"},
-            "machine": {"device": "a machine", "threads": 2},
-            "summary": summary,
-        })
-    )  # fmt: skip
-    assert "+8.0 ± 2.8 dB" in table and "fewer steps, time of speed 2" in table
-
-
-def test_variants_are_ours_and_each_half_of_it_alone():
-    policies = quality.variants(CachePolicy(), [3.0], ablations=True)
-    assert set(policies) == {"speed-3", "forecast-3", "partial-3"}
-    assert not policies["forecast-3"].partials and policies["partial-3"].max_reuse == 0
+    rows = [row(0, 2.0, 40.0), row(1, 2.0, 43.0), row(0, 3.0, 30.0), row(1, 3.0, 31.0), row(0, 2.0, 9.0, noisy=True)]
+    table = forecasts.table({"machine": {"device": "a machine"}, "rows": rows})
+    noisy = "20% moving, 30 steps, noise at every step, 2x"
+    assert table[2] == f"| | 20% moving, 30 steps, 2x | 20% moving, 30 steps, 3x | {noisy} |"
+    assert table[4] == "| held | 41.5 dB | 30.5 dB | 9.0 dB |" and len(table) == 4 + len(forecasts.WAYS)
 
 
 def test_watched_runs_are_paired_with_their_neighbours():
