@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 DECAY = 0.5
-# Chosen on tuning clips by `python -m benchmarks.forecasts`.
+# Chosen on tuning clips; `python -m benchmarks.forecasts` compares.
 FADE = 2.0
 BENEFIT = 2.0  # of doubt: extrapolation is reduced where less than half of it comes true
 
