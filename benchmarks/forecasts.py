@@ -78,8 +78,8 @@ def table(result: dict) -> list[str]:
     clips = len({row["clip"] for row in result["rows"]})
     heads = [_column(*column) for column in columns]
     lines = [
-        f"**Ways to forecast, on the same plans**: error of the final latent in the edit, {clips} tuning clip{'s' * (clips > 1)} "
-        f"({result['machine']['device']}):",
+        "**Ways to forecast, on the same plans**: error of the final latent in the edit, "
+        f"{clips} tuning clip{'s' * (clips > 1)} ({result['machine']['device']}):",
         "",
         f"| | {' | '.join(heads)} |",
         "|---" * (len(heads) + 1) + "|",
