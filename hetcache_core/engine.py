@@ -167,7 +167,7 @@ class Engine(Routing):
         if reason := self._why_off(self._decision):
             self._decision, self._reason = FULL, reason
         if self.partials:
-            self.partials.selection = None
+            self.partials.begin(self.setup.position(evaluation))
             self._forecasts.begin()
         for kind, store in ((PARTIAL, self.partials), (BLOCKS, self.blocks)):
             if store and kind not in PARTS.get(self._decision, self._decision) and not self._expects(kind, evaluation):
@@ -294,7 +294,8 @@ class Engine(Routing):
     def _select(self) -> Tensor:
         """The tokens of this evaluation, the same for all its calls."""
         if self.partials.selection is None:
-            self.stats.last_selection = self.partials.select(self._forecasts[self.streams[0]].computed_at)
+            forecast = self._forecasts[self.streams[0]]
+            self.stats.last_selection = self.partials.select(forecast.computed_at, forecast.damping)
         return self.partials.selection
 
     def _attempt(self, act: Callable[[], Tensor | None], name: str) -> tuple[Tensor | None, str]:

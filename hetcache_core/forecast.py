@@ -1,10 +1,8 @@
 """Predictions for tokens and evaluations that are not computed.
 
 Per stream the last computed prediction of every token is kept, with its slope and its bend along the schedule, at
-output level: three small latents. A forecast k evaluations after the last computed one, which came h after the one
-before, is Newton's parabola through the last three, its bend trusted less the further it looks beyond them::
-
-    last + damping * (k * slope + exp(-k / (FADE * h)) * k * (k + h) * bend)
+output level: three small latents. A forecast is the parabola through the last three (:mod:`.extrapolation`), slope and
+bend times a damping.
 
 What is held misses by the slope at every gap, always to the same side, and that adds up along the trajectory; what is
 extrapolated misses to either side. So the factor that is best for the edit lies above the one that is best for a single
@@ -19,6 +17,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from .extrapolation import bend_factor, derivatives
 
 DECAY = 0.5
 # Chosen on tuning clips; `python -m benchmarks.forecasts` compares.
@@ -120,14 +120,12 @@ class Forecast:
         change = patches - self._last[:, :, rows]
         if self._records > 2:
             self._observe(change, slope, age, selection)
-        # the corrector of a two-stage sampler comes at no distance: it renews the value, not the slope
-        moved = age[:, None, None] > 0
-        new = torch.where(moved, change / age.clamp_min(1e-6)[:, None, None], slope)
+        times = (age[:, None, None], span[:, None, None])
         if self.order > 1:
-            bend = (new - slope) / (age + span).clamp_min(1e-6)[:, None, None]
-            known = moved & (span[:, None, None] > 0)  # two slopes make a bend
-            self._bend[:, :, rows] = torch.where(known, bend, self._bend[:, :, rows])
-        self._slope[:, :, rows] = new
+            turned = derivatives(change, *times, slope, self._bend[:, :, rows])
+            self._slope[:, :, rows], self._bend[:, :, rows] = turned
+        else:
+            (self._slope[:, :, rows],) = derivatives(change, *times, slope, None)
         self._span[rows] = torch.where(age > 0, age, span)
 
     def predict(self, position: float) -> Tensor:
@@ -141,9 +139,8 @@ class Forecast:
         age = (position - self.computed_at[tokens])[:, None, None]
         ahead = self._slope[:, :, tokens] * (age * self.damping)
         if self.order > 1:
-            span = self._span[tokens][:, None, None]
-            trust = torch.exp(-age / (FADE * span).clamp_min(1e-6))  # where there is no span yet there is no bend
-            ahead.addcmul_(self._bend[:, :, tokens], self.damping * trust * age * (age + span))
+            factor = bend_factor(age, self._span[tokens][:, None, None], FADE)
+            ahead.addcmul_(self._bend[:, :, tokens], self.damping * factor)
         return ahead
 
     def _fitted(self, selection: Tensor | None) -> Tensor:

@@ -2,7 +2,8 @@
 
 Every self-attention layer of a run has one entry per stream. On a full evaluation the rows of the remembered context
 are captured; on a partial one the fresh rows of the selection are joined with them, and remembered tokens that were
-computed again are renewed. Nothing else of a hidden state is ever kept.
+computed again are renewed. What is remembered goes on moving as it did: each row is extrapolated from the last three
+times it was computed. Nothing else of a hidden state is ever kept.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ import torch
 from torch import Tensor
 
 from .context import RememberedContext
-
-FP8 = torch.float8_e4m3fn
+from .trajectory import Trajectory
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,19 @@ class MemoryTier:
 
     Args:
         share: share of the context whose keys and values are kept, 0 to 1.
-        fp8: kept as float8_e4m3fn with one scale per head channel instead of the model's dtype.
+        fp8: values are kept as float8_e4m3fn with one scale per head channel instead of the model's dtype.
+        fp8_turns: slopes and bends are.
         shared: one copy, of the stream that comes first, also serves the others.
         offload: kept in (pinned) host memory and fetched layer by layer.
+        order: 0 holds what is remembered, 1 extrapolates its slope, 2 its bend too; each is another copy.
     """
 
     share: float = 1.0
     fp8: bool = False
+    fp8_turns: bool = False
     shared: bool = False
     offload: bool = False
+    order: int = 2
 
     def kept(self, context_tokens: int) -> int:
         """Number of context tokens remembered."""
@@ -51,42 +55,46 @@ class MemoryTier:
         """
         kept = self.kept(context_tokens)
         copies = 1 if self.shared else streams
-        scales = 2 * 4 * dim if self.fp8 and kept else 0
-        return copies * layers * (2 * rows * kept * dim * (1 if self.fp8 else itemsize) + scales)
+        scaled = self.fp8 or (self.fp8_turns and self.order)
+        scales = 2 * 4 * dim if scaled and kept else 0
+        values, turns = (1 if small else itemsize for small in (self.fp8, self.fp8_turns))
+        return copies * layers * (2 * rows * kept * dim * (values + self.order * turns) + scales)
 
     def __str__(self) -> str:
         if not self.share:
             return "none"
         words = [f"{self.share:.0%} of the context"]
-        words += [name for name, on in (("fp8", self.fp8), ("shared", self.shared), ("offload", self.offload)) if on]
-        return ", ".join(words)
+        small = "fp8" if self.fp8 else "fp8 slopes" if self.fp8_turns and self.order else ""
+        words += [small, "shared" * self.shared, "offload" * self.offload, ("held", "slope only", "")[self.order]]
+        return ", ".join(word for word in words if word)
 
 
-NO_MEMORY = MemoryTier(share=0.0)
+NO_MEMORY = MemoryTier(share=0.0, order=0)
 
-# Best first: float8 costs nothing that was measurable, sharing half a decibel, thinning several.
+# Best first. On nano float8 slopes cost nothing that was measurable, float8 values a few decibels, holding still values
+# about four, sharing as much again, thinning far more: `python -m benchmarks.tiers` measures it.
 LADDER = (
     MemoryTier(),
-    MemoryTier(fp8=True),
-    MemoryTier(fp8=True, shared=True),
-    MemoryTier(0.5, fp8=True, shared=True),
-    MemoryTier(0.25, fp8=True, shared=True),
-    MemoryTier(0.1, fp8=True, shared=True),
+    MemoryTier(fp8_turns=True),
+    MemoryTier(fp8=True, fp8_turns=True),
+    MemoryTier(fp8=True, fp8_turns=True, order=1),
+    MemoryTier(fp8=True, order=0),
+    MemoryTier(fp8=True, shared=True, order=0),
+    MemoryTier(0.5, fp8=True, shared=True, order=0),
+    MemoryTier(0.25, fp8=True, shared=True, order=0),
+    MemoryTier(0.1, fp8=True, shared=True, order=0),
     NO_MEMORY,
 )
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Entry:
-    key: Tensor
-    value: Tensor
-    key_scale: Tensor | None = None
-    value_scale: Tensor | None = None
+    key: Trajectory
+    value: Trajectory
 
     @property
     def bytes(self) -> int:
-        parts = (self.key, self.value, self.key_scale, self.value_scale)
-        return sum(t.numel() * t.element_size() for t in parts if t is not None)
+        return self.key.bytes + self.value.bytes
 
 
 @dataclass
@@ -109,7 +117,8 @@ class ContextMemory:
 
     def __post_init__(self):
         self._entries: dict[tuple[int, Hashable], _Entry] = {}
-        self._ahead: dict[tuple[int, Hashable], tuple[Tensor, Tensor, torch.cuda.Event]] = {}
+        self._ahead: dict[tuple[int, Hashable], tuple[list[Tensor], list[Tensor], torch.cuda.Event]] = {}
+        self._position, self._damping = 0.0, 1.0
         self._slots: Tensor | None = None
         self._owner: Hashable | None = None
         self._kept: set[Hashable] = set()
@@ -119,7 +128,7 @@ class ContextMemory:
     @property
     def bytes(self) -> int:
         """Bytes held now, what is being fetched ahead included."""
-        ahead = sum(t.numel() * t.element_size() for key, value, _ in self._ahead.values() for t in (key, value))
+        ahead = sum(t.numel() * t.element_size() for key, value, _ in self._ahead.values() for t in key + value)
         return ahead + sum(entry.bytes for entry in self._entries.values())
 
     def has(self, streams: tuple[Hashable, ...]) -> bool:
@@ -132,6 +141,10 @@ class ContextMemory:
         self._ahead.clear()
         self._kept.clear()
         self._owner = None
+
+    def begin(self, position: float) -> None:
+        """A new evaluation, at this place along the schedule."""
+        self._position = position
 
     # ---- full evaluations
 
@@ -158,8 +171,10 @@ class ContextMemory:
 
     # ---- partial evaluations
 
-    def select(self, selection: Tensor) -> None:
-        """Announce the tokens the coming partial evaluation computes (sorted indices ``[N]``)."""
+    def select(self, selection: Tensor, damping: float | Tensor = 1.0) -> None:
+        """Announce the tokens the coming partial evaluation computes (sorted indices ``[N]``), and how far what is
+        remembered may be extrapolated, from 0 to 1."""
+        self._damping = damping
         device = selection.device
         remembered = self.remembered.indices
         place = torch.full((self.tokens,), -1, dtype=torch.long, device=device)
@@ -213,28 +228,27 @@ class ContextMemory:
         return rows.index_copy_(1, self._slots, fresh)
 
     def _store(self, where, key: Tensor, value: Tensor) -> None:
-        key_scale = value_scale = None
-        if self.tier.fp8:
-            key_scale, value_scale = _scale(key), _scale(value)
-            key, value = _to_fp8(key, key_scale), _to_fp8(value, value_scale)
-        if self.tier.offload:
-            key, value = (_to_host(t) for t in (key, value))
-        self._entries[where] = _Entry(key, value, key_scale, value_scale)
+        entry = self._entries.get(where)
+        if entry is None:
+            how = (self.tier.order, self.tier.fp8, self.tier.fp8_turns, self.tier.offload)
+            self._entries[where] = _Entry(*(Trajectory(self._position, rows, *how) for rows in (key, value)))
+            return
+        entry.key.record(self._position, key)
+        entry.value.record(self._position, value)
 
     def _fetch(self, where, like: Tensor) -> tuple[Tensor, Tensor]:
         entry = self._entries[where]
-        ahead = self._ahead.pop(where, None)
-        if ahead is None:
-            key, value = (t.to(like.device, non_blocking=True) for t in (entry.key, entry.value))
-        else:
+        key = value = None
+        if ahead := self._ahead.pop(where, None):
             key, value, ready = ahead
-            torch.cuda.current_stream(like.device).wait_event(ready)
-            for t in (key, value):  # allocated on the copy stream, used on this one
-                t.record_stream(torch.cuda.current_stream(like.device))
-        if entry.key_scale is not None:
-            scales = (s.to(like.dtype) for s in (entry.key_scale, entry.value_scale))
-            return tuple(t.to(like.dtype) * s for t, s in zip((key, value), scales, strict=True))
-        return key, value
+            stream = torch.cuda.current_stream(like.device)
+            stream.wait_event(ready)
+            for t in key + value:  # allocated on the copy stream, used on this one
+                t.record_stream(stream)
+        return tuple(
+            rows.at(self._position, self._damping, parts).to(like.dtype)
+            for rows, parts in ((entry.key, key), (entry.value, value))
+        )
 
     def _fetch_ahead(self, layer: int, streams, like: Tensor) -> None:
         if not self.tier.offload or like.device.type != "cuda":
@@ -243,30 +257,10 @@ class ContextMemory:
         for where in {(layer, self._key(s)) for s in streams} & self._entries.keys():
             entry = self._entries[where]
             with torch.cuda.stream(self._copy_stream):
-                key, value = (t.to(like.device, non_blocking=True) for t in (entry.key, entry.value))
+                key, value = (rows.parts(like.device) for rows in (entry.key, entry.value))
                 self._ahead[where] = key, value, self._copy_stream.record_event()
 
     def _renew(self, where, key: Tensor, value: Tensor) -> None:
-        entry, rows = self._entries[where], self._slots[self._renewed]
-        if entry.key_scale is not None:
-            key, value = _to_fp8(key, entry.key_scale), _to_fp8(value, entry.value_scale)
-        for kept, fresh in ((entry.key, key), (entry.value, value)):
-            # index_copy_ has no float8 kernel; bytes are bytes
-            target, source = (t.view(torch.uint8) if t.dtype == FP8 else t for t in (kept, fresh))
-            target.index_copy_(1, rows.to(target.device), source.to(target.device))
-
-
-def _scale(rows: Tensor) -> Tensor:
-    """Per head channel float32 scale ``[1, 1, heads, head_dim]`` that leaves half of float8's range for renewals."""
-    return rows.abs().amax(dim=(0, 1), keepdim=True).float().clamp_(min=1e-6) / 224.0
-
-
-def _to_fp8(rows: Tensor, scale: Tensor) -> Tensor:
-    return (rows.float() / scale).clamp_(-448.0, 448.0).to(FP8)
-
-
-def _to_host(rows: Tensor) -> Tensor:
-    if rows.device.type == "cpu":
-        return rows
-    host = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
-    return host.copy_(rows)
+        entry, slots = self._entries[where], self._slots[self._renewed]
+        entry.key.renew(self._position, slots, key)
+        entry.value.renew(self._position, slots, value)

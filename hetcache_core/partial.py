@@ -62,17 +62,24 @@ class Partials:
         self.clear()
         self.mode, self.selection, self._key_weights = "idle", None, None
 
-    def select(self, computed_at: Tensor) -> Tensor:
+    def begin(self, position: float) -> None:
+        """A new evaluation, at this place along the schedule."""
+        self.selection = None
+        if self.memory:
+            self.memory.begin(position)
+
+    def select(self, computed_at: Tensor, damping: float | Tensor = 1.0) -> Tensor:
         """An evaluation's tokens, sorted ``[N]``; sets up keys and weights to match.
 
         Args:
             computed_at: position at which each token was last computed, ``[tokens]``.
+            damping: how far what is remembered may be extrapolated, 0 to 1.
         """
         context = self.sampler.pick(computed_at)
         self.selection = torch.cat([self.edited, context]).sort().values
         bias = None
         if self.memory:
-            self.memory.select(self.selection)
+            self.memory.select(self.selection, damping)
             bias = self.memory.log_weights()
         elif len(context):
             bias = torch.zeros(self._tokens, device=self.selection.device)

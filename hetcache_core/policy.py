@@ -47,6 +47,7 @@ class CachePolicy:
             (``attention``), or ``both``.
         memory_share: share of the context kept as keys and values, 0 to 1.
         memory_fp8, memory_shared, memory_offload: kept as float8; one copy for all streams; kept in host memory.
+        memory_order: of the polynomial that extrapolates remembered keys and values; 0 holds them.
         forecast_order: of the polynomial that extrapolates predictions along the evaluation index; 0 holds them.
         forecast_damping: factor on what is extrapolated, 0 to 1; fitted online when None.
         forecast_quantity: ``v`` or ``x0``; x0 for stochastic samplers when None.
@@ -85,6 +86,7 @@ class CachePolicy:
     memory_fp8: bool | None = None
     memory_shared: bool | None = None
     memory_offload: bool = False
+    memory_order: int | None = None
     forecast_order: int = 2
     forecast_damping: float | None = None
     forecast_quantity: str | None = None
@@ -173,6 +175,7 @@ _RANGES = (
     ("context_share", 0.0, 1.0),
     ("memory_share", 0.0, 1.0),
     ("forecast_order", 0, 2),
+    ("memory_order", 0, 2),
     ("forecast_damping", 0.0, 1.0),
     ("threshold", 0.0, 100.0),
     ("trigger", 0.0, 100.0),
@@ -184,7 +187,7 @@ _RANGES = (
     ("max_mask_fraction", 0.0, 1.0),
 )
 _WHOLE = (
-    *("warmup", "cooldown", "max_reuse", "refresh", "margin_space", "margin_time", "forecast_order"),
+    *("warmup", "cooldown", "max_reuse", "refresh", "margin_space", "margin_time", "forecast_order", "memory_order"),
     *("interval", "interval_min"),
 )
 _YES_NO = (None, True, False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .costs import ModelShape
 from .memory import LADDER, NO_MEMORY, MemoryTier
@@ -95,11 +95,14 @@ def choose_tier(policy: CachePolicy, setup: RunSetup, taken: int = 0) -> MemoryT
         return NO_MEMORY
     budget = policy.memory_budget_mb * 2**20 - taken
     for tier in LADDER:
-        chosen = MemoryTier(
-            tier.share if policy.memory_share is None else policy.memory_share,
-            tier.fp8 if policy.memory_fp8 is None else policy.memory_fp8,
-            tier.shared if policy.memory_shared is None else policy.memory_shared,
-            policy.memory_offload,
+        chosen = replace(
+            tier,
+            share=tier.share if policy.memory_share is None else policy.memory_share,
+            fp8=tier.fp8 if policy.memory_fp8 is None else policy.memory_fp8,
+            fp8_turns=tier.fp8_turns if policy.memory_fp8 is None else policy.memory_fp8,
+            shared=tier.shared if policy.memory_shared is None else policy.memory_shared,
+            offload=policy.memory_offload,
+            order=0 if setup.stochastic else tier.order if policy.memory_order is None else policy.memory_order,
         )
         if not chosen.kept(len(setup.classes.context)):
             return NO_MEMORY

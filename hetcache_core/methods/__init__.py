@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..error_model import FULL, PARTS
+from ..error_model import FULL, PARTIAL, PARTS
 from ..forecast import Seen
 from ..plan import Plan
 
@@ -25,8 +25,9 @@ class Method:
         raise NotImplementedError
 
     def expects(self, decision: str, evaluation: int) -> bool:
-        """Whether this decision may follow this evaluation before the next full one, so that what it needs (remembered
-        context, blocks' deltas) is worth keeping; for evaluation -1, whether it may come at all."""
+        """Whether this decision may follow this evaluation before the next full one, so that what it needs (blocks'
+        deltas) is worth keeping; of partial ones, whether they may come at all, since how the context moves is known
+        only from several full ones. For evaluation -1, whether it may come at all."""
         return False
 
     def observe(self, evaluation: int, patches: Tensor, generative: Tensor) -> None:
@@ -56,5 +57,5 @@ class Planned(Method):
 
     def expects(self, decision: str, evaluation: int) -> bool:
         ahead = self.plan.decisions[evaluation + 1 :]
-        ahead = ahead if evaluation < 0 else ahead.split(FULL)[0]
+        ahead = ahead if evaluation < 0 or decision == PARTIAL else ahead.split(FULL)[0]
         return any(decision in PARTS.get(kind, kind) for kind in ahead)

@@ -44,7 +44,7 @@ def watched_run(policy=PAPER, steps=24, **changes):
         engine.evaluate(evaluation, ("cond",), torch.zeros(1, 16, T, H, W), compute)
         memory = engine.partials.memory
         entries = memory._entries if memory else {}
-        remembered.append({layer: entry.key.clone() for (layer, _), entry in entries.items()})
+        remembered.append({layer: entry.key.at(evaluation, 0.0).clone() for (layer, _), entry in entries.items()})
     return engine, calls, remembered
 
 
