@@ -34,6 +34,8 @@ from nano.clips import TUNING, make_clip
 STEPS = 30
 FREE = Rules(warmup=1, cooldown=0, max_reuse=30, refresh=100)
 COSTS, SPEEDS = Costs(0.4), (1.7, 4.5)
+RULES = ((1, 4), (0, 3), (2, 7), (5, 31))  # least and one more than most: warm-up, cool-down, max_reuse, refresh
+PARTIALS = 0.75  # of the schedules may have partial evaluations, so that forecasts alone are foretold as well
 NOTHING = 0.01  # a spill below does not show
 AGEINGS = (0.4, 0.6, 0.8, 1.0)  # compared with what the error model assumes
 KNOTS = 6  # of the weight curve, at even positions
@@ -65,8 +67,8 @@ def probes(profile: ErrorProfile, sigmas: Sequence[float], count: int, seed: int
     random, found = np.random.default_rng(seed), {}
     while len(found) < count:
         weight = np.exp(random.normal(0, 0.7, 4))
-        assumed = replace(profile, weight=tuple(weight), staleness=0.6 * 4 ** random.uniform(-1, 1), spill=0.0)
-        rules = Rules(*(int(random.integers(*span)) for span in ((1, 4), (0, 3), (2, 7), (5, 16))))
+        assumed = replace(profile, weight=tuple(weight), staleness=0.3 * 6 ** random.uniform(-1, 1), spill=0.0)
+        rules = Rules(*(int(random.integers(*span)) for span in RULES), partials=random.random() < PARTIALS)
         decisions = list(plan(sigmas, COSTS, random.uniform(*SPEEDS), rules, assumed).decisions)
         for i, j in random.integers(2, len(decisions), (random.integers(0, 4), 2)):
             if random.random() < 0.5:
@@ -82,22 +84,27 @@ def probe(index: int, count: int, size: int, frames: int, cfg: float) -> dict:
     edit = LatentEdit(make_clip(TUNING[index], frames, size, size, mask_fraction=(0.1, 0.25)), cfg)
     reference, stats = edit.sample(STEPS, CachePolicy(method="measure"))
     profile, tokens, rows = stats.profile("nano", ErrorProfile.load("wan")), stats.classes.generative, []
-    for schedule in probes(profile, edit.sigmas(STEPS), count, seed=index):
-        result, run = edit.sample(STEPS, CachePolicy(schedule=schedule))
-        overhead = run.seconds_of("P") / run.seconds_of("F") - ideal(run) if "P" in schedule else None
-        error = edit.error(result, reference, tokens)
-        rows.append({"clip": index, "schedule": schedule, "error": error, "overhead": overhead})
+    for held in (False, True):
+        for schedule in probes(profile, edit.sigmas(STEPS), count, seed=index + 1000 * held):
+            result, run = edit.sample(STEPS, CachePolicy(schedule=schedule, memory_order=0 if held else 2))
+            overhead = run.seconds_of("P") / run.seconds_of("F") - ideal(run) if "P" in schedule else None
+            row = {"clip": index, "held": held, "schedule": schedule, "error": edit.error(result, reference, tokens)}
+            rows.append(row | {"overhead": overhead})
     return {"clip": index, "profile": profile.to_json(), "rows": rows}
 
 
 def fitted(profile: ErrorProfile, sigmas: Sequence[float], rows: list[dict]) -> tuple[ErrorProfile, float]:
-    """The profile with ``weight`` (mean 1), ``staleness`` and ``spill`` fitted to measured errors; the misfit in dB.
+    """The profile with ``weight`` (mean 1), staleness and ``spill`` fitted to measured errors; the misfit in dB.
 
     Least squares of the logarithm: each decibel counts alike, in fast runs and slow ones. Clips differ by a factor,
     which is taken out.
     """
-    plain = ErrorModel(sigmas, replace(profile, weight=(1.0, 1.0), staleness=1.0, spill=1.0), COSTS, FREE)
-    terms = np.array([plain.by_evaluation(row["schedule"]) for row in rows])
+    plain = replace(profile, weight=(1.0, 1.0), staleness=1.0, staleness_held=1.0, spill=1.0)
+    models = {held: ErrorModel(sigmas, plain, COSTS, replace(FREE, held=held)) for held in (False, True)}
+    terms = np.array([models[row["held"]].by_evaluation(row["schedule"]) for row in rows])
+    held = np.array([row["held"] for row in rows])[:, None]
+    forecast, stale, spilt = np.moveaxis(terms, 2, 0)
+    terms = np.stack([forecast, stale * ~held, stale * held, spilt], axis=2)
     clips = np.array([row["clip"] for row in rows])
     errors = np.log([row["error"] for row in rows])
     places = np.linspace(0, KNOTS - 1, len(sigmas) - 1)
@@ -112,18 +119,20 @@ def fitted(profile: ErrorProfile, sigmas: Sequence[float], rows: list[dict]) -> 
     def cost(logs: np.ndarray) -> np.ndarray:
         return np.concatenate([misfit(logs), SMOOTH * np.diff(logs[:KNOTS], 2), 0.01 * logs[:1]])
 
-    start = np.concatenate([np.zeros(KNOTS), np.log([0.5, 0.05])])
+    start = np.concatenate([np.zeros(KNOTS), np.log([0.2, 0.8, 0.05])])
     logs = least_squares(cost, start, bounds=(-7.0, 3.0)).x
-    weight, (staleness, spill) = np.exp(logs[:KNOTS]), np.exp(logs[KNOTS:])
-    result = replace(profile, weight=tuple(weight / weight.mean()), staleness=float(f"{staleness:.3g}"),
-                     spill=float(f"{spill:.3g}") if spill > NOTHING else 0.0)  # fmt: skip
+    weight, (staleness, staleness_held, spill) = np.exp(logs[:KNOTS]), np.exp(logs[KNOTS:])
+    staleness, staleness_held, spill = (float(f"{v:.3g}") for v in (staleness, staleness_held, spill))
+    spill = spill if spill > NOTHING else 0.0
+    result = replace(profile, staleness=staleness, staleness_held=staleness_held, spill=spill,
+                     weight=tuple(weight / weight.mean()))  # fmt: skip
     return result, float(8.686 * misfit(logs).std())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--clips", type=int, default=6)
-    parser.add_argument("--probes", type=int, default=36, help="schedules a clip")
+    parser.add_argument("--probes", type=int, default=36, help="schedules a clip, as many again with held context")
     parser.add_argument("--size", type=int, default=192)
     parser.add_argument("--frames", type=int, default=17)
     parser.add_argument("--cfg", type=float, default=4.0)
@@ -150,7 +159,8 @@ def main() -> None:
         with mock.patch.object(error_model, "AGEING", exponent):
             print(f"context that ages with exponent {exponent}: {fitted(profile, sigmas, rows)[1]:.2f} dB")
     profile, misfit = fitted(profile, sigmas, rows)
-    fit = f"weights {np.round(profile.weight, 2)}, staleness {profile.staleness}, spill {profile.spill}"
+    fit = f"weights {np.round(profile.weight, 2)}, spill {profile.spill}, staleness {profile.staleness}"
+    fit += f" ({profile.staleness_held} held)"
     print(f"{fit}: {len(rows)} errors are foretold to {misfit:.1f} dB")
     result = rounded(replace(
         profile,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks import forecasts
+from benchmarks import forecasts, tiers
 from benchmarks.kinds import OPTIMIST
 from benchmarks.overview import by_speed, made_on, overview, titled
 from benchmarks.rivals.methods import METHODS
@@ -167,7 +167,7 @@ def sections() -> dict[Path, str]:
     behind = [bench_table(result) for result in benched]
     tables = (
         ("comfyui", comfyui_table, front), ("panel", panel_table, front), ("costs", costs_table, behind),
-        ("forecasts", forecasts.table, behind), ("kinds", kinds_table, behind),
+        ("forecasts", forecasts.table, behind), ("tiers", tiers.table, behind), ("kinds", kinds_table, behind),
     )  # fmt: skip
     for name, table, parts in tables:
         if (RESULTS / f"{name}.json").exists():

@@ -3,11 +3,12 @@
 The predicted error of a sequence is a sum over evaluations, each weighted by how much an error there matters in the end
 (measured: nearly the same along a schedule whose shift suits the model, a little more at its start):
 
-* reuse, g evaluations after the last computed one, which came h after the one before: a line through those two misses a
-  curve with second difference s by ``s g (g + h) / 2``, of which the bend mends much the same share in all plans (a
-  held prediction misses by the first difference times g);
-* partial, G evaluations after the last full one: generative tokens see context that is G evaluations old, which costs
-  ``G ** AGEING``; what is forecast from partial evaluations has seen no newer context either;
+* reuse, g evaluations after the last computed one: a parabola misses by the third differences up to there, which grow
+  as ``g (g + 1) (g + 2) / 6`` and whose size follows the second difference (a held prediction misses by the first
+  difference times g);
+* partial, G evaluations after the last full one: generative tokens see context remembered G evaluations ago, which
+  costs ``G ** AGEING``, whether it is extrapolated or, at a higher price, held; what is forecast from partial
+  evaluations has seen no newer context either;
 * both: the context's own forecast error, a share of which spills into the edit;
 * guidance reused, G evaluations after the last full one: its difference was forecast so far, at the profile's price;
 * blocks reused, G evaluations after the last full one: their deltas were held so far, at the profile's price;
@@ -33,7 +34,7 @@ NAMES = {  # dearest first
 PARTS = {HALF: PARTIAL + GUIDANCE}  # what a kind is made of, where it is not itself alone
 
 
-# Context twice as old costs half as much again. Our choice: exponents from 0.4 to 0.8 foretell nano's errors about as
+# Context twice as old costs half as much again. Our choice: exponents from 0.4 to 1.3 foretell nano's errors about as
 # well; the staleness of the shipped profiles was fitted with this one.
 AGEING = 0.6
 
@@ -49,6 +50,7 @@ class Rules:
         partials: whether partial evaluations are possible at all.
         guidance, blocks: whether guidance may be reused, and background blocks.
         hold: whether predictions are held rather than extrapolated.
+        held: whether remembered context is.
         spare_cooldown: whether the cool-down may be shortened where the target leaves too little for it.
     """
 
@@ -58,6 +60,7 @@ class Rules:
     refresh: int
     partials: bool = True
     hold: bool = False
+    held: bool = False
     spare_cooldown: bool = False
     guidance: bool = False
     blocks: bool = False
@@ -75,6 +78,7 @@ class Rules:
         partials: bool = True,
         streams: int = 1,
         blocks: bool = False,
+        held: bool = False,
     ) -> Rules:
         """The policy's rules, with the gaps filled for this many evaluations."""
         few = evaluations <= FEW_STEPS
@@ -85,7 +89,8 @@ class Rules:
         spare = policy.cooldown is None and cooldown > 0
         guided = streams > 1 and profile.guidance is not None
         reusing = {"guidance": guided, "blocks": blocks and profile.blocks is not None}
-        return cls(warmup, cooldown, max_reuse, refresh, partials, policy.forecast_order == 0, spare, **reusing)
+        hold = policy.forecast_order == 0
+        return cls(warmup, cooldown, max_reuse, refresh, partials, hold, held, spare, **reusing)
 
     @property
     def renewing(self) -> tuple[str, ...]:
@@ -126,7 +131,8 @@ class ErrorModel:
         self.n, levels = len(sigmas) - 1, sigmas[:-1]
         self.weight = profile.at("weight", levels) / len(profile.sigmas)
         self.first, self.second = profile.at("first", levels), profile.at("second", levels)
-        self.stale = profile.staleness * profile.at("context_first", levels)
+        staleness = profile.staleness_held if rules.held else profile.staleness
+        self.stale = staleness * profile.at("context_first", levels)
         if self.n <= FEW_STEPS:
             # Over long steps it is the clean clip's change that ages context, not the prediction's, which low noise
             # enlarges and which would put a second full evaluation at the end, where it does least.
@@ -153,20 +159,20 @@ class ErrorModel:
             stale, spill = self.stale[i] * age**AGEING, self.spill[i] * age * age
         return tuple(self.weight[i] * term for term in (forecast, stale, spill))
 
-    def _reused(self, i: int, g, h, age):
-        """The same of a reuse g evaluations after the last computed one, h after the one before."""
-        ahead = self.first[i] * g if self.rules.hold else self.second[i] * g * (g + h) / 2
+    def _reused(self, i: int, g, age):
+        """The same of a reuse g evaluations after the last computed one."""
+        ahead = self.first[i] * g if self.rules.hold else self.second[i] * missed(g)
         stale = np.where(age > g, self.stale[i] * age**AGEING, 0.0)  # the last one computed was not a full one
         return tuple(self.weight[i] * term for term in (ahead, stale, self.spill[i] * age * age))
 
     def by_evaluation(self, decisions) -> list[tuple[float, float, float]] | None:
         """Error of each evaluation by cause: forecasts, stale context, spill. None where the sequence breaks a rule."""
         found, rules = [], self.rules
-        g, h, age, renewing = 0, 1, 0, rules.renewing
+        g, age, renewing = 0, 0, rules.renewing
         for i, decision in enumerate(decisions):
             g, age = g + 1, age + 1
             if decision == FULL:
-                g, h, age = 0, g, 0
+                g, age = 0, 0
                 found.append((0.0, 0.0, 0.0))
                 continue
             if self.forced_full(i) or age >= rules.refresh:
@@ -174,10 +180,10 @@ class ErrorModel:
             if decision == REUSE:
                 if g > rules.max_reuse:
                     return None
-                found.append(self._reused(i, g, h, age))
+                found.append(self._reused(i, g, age))
             elif decision in renewing:
                 found.append(self._renewed(decision, i, age))
-                g, h = 0, g
+                g = 0
             else:
                 return None
         return found
@@ -193,54 +199,47 @@ class ErrorModel:
         return math.inf if terms is None else sum(terms)
 
     def best(self, price: float) -> list[str]:
-        """Sequence of least ``error + price * cost``, by dynamic programming over (g, h, age)."""
+        """Sequence of least ``error + price * cost``, by dynamic programming over (g, age)."""
         rules = self.rules
         reach, ages = rules.max_reuse + 1, rules.refresh
-        gap = np.arange(reach)[:, None, None]
-        spacing = np.arange(1, reach + 1)[None, :, None]
-        age = np.arange(ages)[None, None, :]
+        gap, age = np.arange(reach)[:, None], np.arange(ages)[None, :]
         older, aged = slice(0, ages - 1), np.arange(1, ages)
-        value = np.full((reach, reach, ages), np.inf)
+        value = np.full((reach, ages), np.inf)
         value[self._start(value.shape)] = 0.0
-        moves = []
+        states, moves = np.arange(value.size).reshape(value.shape), []
         for i in range(len(self.done), self.n):
             kinds = np.full(ages, PARTIAL)
-            new = np.full_like(value, np.inf)
-            back = np.zeros(value.shape, dtype=np.int64)
-            best_by_gap = value.min(axis=(1, 2))  # full: the new spacing is the old gap + 1, age and gap are 0
-            new[0, :, 0] = best_by_gap + price
-            back[0, :, 0] = [_flat(value, g, value[g]) for g in range(reach)]
+            new, back = np.full_like(value, np.inf), np.zeros(value.shape, dtype=np.int64)
+            new[0, 0], back[0, 0] = value.min() + price, value.argmin()
             if not self.forced_full(i) and ages > 1:
                 if rules.renewing:
                     options = [sum(self._renewed(k, i, aged)) + price * self.price[k] for k in rules.renewing]
                     kinds[1:] = np.asarray(rules.renewing)[np.argmin(options, axis=0)]
-                    new[0, :, 1:] = value.min(axis=1)[:, older] + np.min(options, axis=0)
-                    spacings = value.argmin(axis=1)[:, older]
-                    back[0, :, 1:] = np.ravel_multi_index(
-                        (np.arange(reach)[:, None], spacings, np.arange(ages - 1)[None, :]), value.shape
-                    )
+                    new[0, 1:] = value.min(axis=0)[older] + np.min(options, axis=0)
+                    back[0, 1:] = states[value.argmin(axis=0)[older], aged - 1]
                 if rules.max_reuse:
-                    error = sum(self._reused(i, gap[:-1] + 1, spacing, age[..., older] + 1))
-                    new[1:, :, 1:] = value[:-1, :, older] + error + price * self.price[REUSE]
-                    back[1:, :, 1:] = np.arange(value.size).reshape(value.shape)[:-1, :, older]
+                    error = sum(self._reused(i, gap[:-1] + 1, age[:, older] + 1))
+                    new[1:, 1:] = value[:-1, older] + error + price * self.price[REUSE]
+                    back[1:, 1:] = states[:-1, older]
             moves.append((back, kinds))
             value = new
         state, decisions = int(value.argmin()), []
         for back, kinds in reversed(moves):
-            g, _, a = np.unravel_index(state, value.shape)
+            g, a = np.unravel_index(state, value.shape)
             decisions.append(REUSE if g else str(kinds[a]) if a else FULL)
-            state = int(back.reshape(-1)[state])
+            state = int(back[g, a])
         return [*self.done, *decisions[::-1]]
 
-    def _start(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """Where the programme begins: (g, h - 1, age) after what is done; at first as if one had just been computed."""
-        g, h, age = 0, 1, 0
+    def _start(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Where the programme begins: (g, age) after what is done; at first as if one had just been computed."""
+        g, age = 0, 0
         for decision in self.done:
             g, age = g + 1, age + 1
             if decision != REUSE:
-                g, h, age = 0, g, 0 if decision == FULL else age
-        return tuple(min(place, size - 1) for place, size in zip((g, h - 1, age), shape, strict=True))
+                g, age = 0, 0 if decision == FULL else age
+        return tuple(min(place, size - 1) for place, size in zip((g, age), shape, strict=True))
 
 
-def _flat(value: np.ndarray, g: int, plane: np.ndarray) -> int:
-    return g * plane.size + int(plane.argmin())
+def missed(g):
+    """How a forecast's miss grows with the evaluations since the last computed one: 1 at one, 4 at two, 10 at three."""
+    return g * (g + 1) * (g + 2) / 6

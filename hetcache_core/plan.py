@@ -126,7 +126,7 @@ def _cheapest_error(model: ErrorModel, budget: float) -> list[str]:
             low = middle
         else:
             high, best = middle, candidate
-        if high - low < 1e-9 * high:
+        if high - low < 1e-3 * high:  # what is left of the budget is spent by the local search
             break
     return best
 

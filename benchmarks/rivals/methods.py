@@ -214,6 +214,7 @@ METHODS: dict[str, Method] = {
     "share-0": _tier("ours, no context remembered", memory_share=0.0),
     "share-25": _tier("ours, a quarter of it", memory_share=0.25),
     "share-100": _tier("ours, all of it", memory_share=1.0),
+    "held": _tier("ours, all of it, held still", memory_share=1.0, memory_order=0),
     "fp8": _tier("ours, all of it, in fp8", memory_share=1.0, memory_fp8=True),
     "shared": _tier("ours, one copy for cond and uncond", memory_share=1.0, memory_shared=True),
     "replan": Method(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from ..error_model import FULL, PARTIAL, Rules
+from ..error_model import FULL, PARTIAL, Rules, missed
 from ..forecast import Seen
 from ..plan import Plan, plan
 from ..profile import ErrorProfile
@@ -58,7 +58,7 @@ class Replanned(Planned):
         spacing, self._spacing = self._spacing, seen.gap
         if spacing is None or evaluation >= len(self._second):
             return
-        foretold = self._second[evaluation] * seen.gap * (seen.gap + spacing) / 2
+        foretold = self._second[evaluation] * missed(seen.gap)
         self._note("predictions", seen.miss, foretold)
         if seen.drift is not None:
             self._note("context", seen.drift, self._drift[evaluation])

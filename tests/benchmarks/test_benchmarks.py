@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("diffusers", reason="the benchmarks need diffusers")
 
-from benchmarks import calibrate, costs, forecasts, impact, kinds, panel, real_size, report
+from benchmarks import calibrate, costs, forecasts, impact, kinds, panel, real_size, report, tiers
 from benchmarks.latent import LatentEdit
 from benchmarks.settings import MAIN
 from hetcache_core import CachePolicy, ErrorProfile
@@ -33,6 +33,17 @@ def test_ways_to_forecast_are_averaged_over_clips_a_column_a_setting_and_speed()
     noisy = "20% moving, 30 steps, noise at every step, 2x"
     assert table[2] == f"| | 20% moving, 30 steps, 2x | 20% moving, 30 steps, 3x | {noisy} |"
     assert table[4] == "| held | 41.5 dB | 30.5 dB | 9.0 dB |" and len(table) == 4 + len(forecasts.WAYS)
+
+
+def test_tiers_are_averaged_over_clips_and_their_bytes_compared():
+    rows = [
+        {"clip": clip, "tier": tier, "bytes": size, "db": db}
+        for clip, db in ((0, 40.0), (1, 43.0)) for tier, size in (("all", 300), ("some", 100))
+    ]  # fmt: skip
+    table = tiers.table({"machine": {"device": "a machine"}, "rows": rows})
+    assert table[-2:] == ["| all | 100% | 41.5 dB |", "| some | 33% | 41.5 dB |"]
+    names = [str(tier) for tier in tiers.TIERS]
+    assert len(set(names)) == len(names)
 
 
 def test_watched_runs_are_paired_with_their_neighbours():
@@ -76,15 +87,18 @@ def test_real_size_runs_small(tmp_path):
 
 
 def test_calibration_finds_the_weights_that_made_the_errors():
-    made = replace(ErrorProfile.load("nano"), weight=(0.6, 0.9, 1.2, 1.5, 1.1, 0.7), staleness=0.8, spill=0.0)
-    sigmas = (*made.sigmas, 0.0)
-    truth, rows = ErrorModel(sigmas, made, calibrate.COSTS, calibrate.FREE), []
-    for clip, loud in enumerate((1.0, 3.0)):
+    made = replace(ErrorProfile.load("nano"), weight=(0.6, 0.9, 1.2, 1.5, 1.1, 0.7), staleness=0.3, staleness_held=0.8)
+    made, sigmas, rows = replace(made, spill=0.0), (*made.sigmas, 0.0), []
+    for clip, held in enumerate((False, True, False, True)):
+        truth = ErrorModel(sigmas, made, calibrate.COSTS, replace(calibrate.FREE, held=held))
         for schedule in calibrate.probes(made, sigmas, 40, seed=clip):
             assert len(schedule) == 30 and set(schedule) <= set("FPR")
-            rows.append({"clip": clip, "schedule": schedule, "error": loud * truth.error(schedule)})
-    found, misfit = calibrate.fitted(replace(made, weight=(1.0, 1.0), staleness=0.1, spill=0.1), sigmas, rows)
-    assert misfit < 0.3 and found.staleness == pytest.approx(0.8, rel=0.1) and found.spill == 0.0
+            error = (1.0, 3.0)[clip // 2] * truth.error(schedule)
+            rows.append({"clip": clip // 2, "held": held, "schedule": schedule, "error": error})
+    unknown = replace(made, weight=(1.0, 1.0), staleness=0.1, staleness_held=0.1, spill=0.1)
+    found, misfit = calibrate.fitted(unknown, sigmas, rows)
+    assert misfit < 0.3 and found.spill == 0.0
+    assert found.staleness == pytest.approx(0.3, rel=0.1) and found.staleness_held == pytest.approx(0.8, rel=0.1)
     assert found.weight == pytest.approx(made.weight, rel=0.25)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from hetcache_core import CachePolicy, Engine
 from hetcache_core.costs import Costs
-from hetcache_core.error_model import Rules
+from hetcache_core.error_model import Rules, missed
 from hetcache_core.forecast import Seen
 from hetcache_core.methods.replanned import MOST, Replanned
 from hetcache_core.packing import pack
@@ -33,7 +33,7 @@ def follow(predictions=1.0, context=1.0, profile=NANO, rules=RULES):
         if done[-1] == "R" or not i:
             continue
         gap = i - last
-        miss = truth["second"][i] * gap * (gap + spacing) / 2 if spacing else truth["first"][i] * gap
+        miss = truth["second"][i] * missed(gap) if spacing else truth["first"][i] * gap
         drift = context * truth["context_first"][i] if done[-1] == "F" else None
         method.observe_forecast(i, Seen(gap, 0.0, predictions * miss, drift))
         last, spacing = i, gap

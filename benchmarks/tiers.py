@@ -1,0 +1,85 @@
+"""Compare ways to remember context: what an edit gains from each, and what it holds.
+
+    python -m benchmarks.tiers --clips 4 --workers 2 --out benchmarks/results/tiers.json
+
+Tuning clips of nano. Everything between the full evaluations is partial, nothing is forecast, so that what is lost is
+lost to the context. Errors are those of the final latent in the edit, against the edit in full, in dB (20 log10 of the
+RMS of the reference over that of the error).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+from benchmarks.latent import LatentEdit
+from benchmarks.machine import describe
+from benchmarks.rows import run_all, write
+from benchmarks.settings import MAIN
+from hetcache_core import CachePolicy
+from hetcache_core import setup as run_setup
+from hetcache_core.memory import LADDER, MemoryTier
+
+SCHEDULE = "FFPPPPPPPPFPPPPPPPPFPPPPPPPPFF"
+HELD = MemoryTier(order=0)
+TIERS = (LADDER[0], replace(LADDER[0], order=1), HELD, *LADDER[1:-1], replace(LADDER[0], shared=True))
+
+
+def compare(index: int) -> list[dict]:
+    """Every tier on one clip."""
+    edit = LatentEdit(MAIN.source(index, "tuning"), MAIN.cfg)
+    reference, _ = edit.sample(MAIN.steps, CachePolicy.preset("exact"))
+    rows = []
+    for tier in TIERS:
+        with mock.patch.object(run_setup, "LADDER", (tier,)):
+            result, stats = edit.sample(MAIN.steps, CachePolicy(schedule=SCHEDULE))
+        error = edit.error(result, reference, stats.classes.generative)
+        row = {"clip": index, "tier": stats.tier, "decisions": stats.decisions, "db": -20 * math.log10(error)}
+        rows.append(row | {"bytes": stats.peak_context_bytes})
+    return rows
+
+
+def table(result: dict) -> list[str]:
+    """A line a tier: means over the clips."""
+    tiers: dict[str, list[dict]] = {}
+    for row in result["rows"]:
+        tiers.setdefault(row["tier"], []).append(row)
+    clips = len({row["clip"] for row in result["rows"]})
+    most = max(row["bytes"] for row in result["rows"])
+    lines = [
+        "**Ways to remember context**, float32 where nothing else is said; slope and bend are followed unless it says "
+        f"otherwise; partial evaluations between six full ones, error of the final latent in the edit, {clips} tuning "
+        f"clip{'s' * (clips > 1)} ({result['machine']['device']}):",
+        "",
+        "| remembered | bytes, of the most | error in the edit |",
+        "|---|---|---|",
+    ]
+    for tier, rows in tiers.items():
+        share, db = (statistics.mean(row[name] for row in rows) for name in ("bytes", "db"))
+        lines.append(f"| {tier} | {share / most:.0%} | {db:.1f} dB |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--clips", type=int, default=4)
+    parser.add_argument("--workers", type=int, default=1, help="clips at a time, each in a process of one thread")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    found: list[dict] = []
+
+    def done(rows: list[dict]) -> None:
+        found.extend(rows)
+        found.sort(key=lambda row: row["clip"])
+        write(args.out, {"machine": describe(), "rows": found}, compact=True)
+
+    run_all(compare, [(clip,) for clip in range(args.clips)], args.workers, 1, done)
+    print("\n".join(table({"machine": describe(), "rows": found})))
+
+
+if __name__ == "__main__":
+    main()
