@@ -32,6 +32,7 @@ MODELS = {
 }
 TIERS = {
     "on the device": {"memory_fp8": False},
+    "on the device, held": {"memory_fp8": False, "memory_order": 0},
     "float8": {"memory_fp8": True},
     "float8, prefetched from the host": {"memory_fp8": True, "memory_offload": True},
     "a quarter, float8": {"memory_fp8": True, "memory_share": 0.25},

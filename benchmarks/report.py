@@ -166,8 +166,8 @@ def sections() -> dict[Path, str]:
     front += [overview(benched)] if benched else []
     behind = [bench_table(result) for result in benched]
     tables = (
-        ("comfyui", comfyui_table, front), ("panel", panel_table, front), ("costs", costs_table, behind),
-        ("forecasts", forecasts.table, behind), ("tiers", tiers.table, behind), ("kinds", kinds_table, behind),
+        ("tiers", tiers.table, front), ("comfyui", comfyui_table, front), ("panel", panel_table, front),
+        ("costs", costs_table, behind), ("forecasts", forecasts.table, behind), ("kinds", kinds_table, behind),
     )  # fmt: skip
     for name, table, parts in tables:
         if (RESULTS / f"{name}.json").exists():

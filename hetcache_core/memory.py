@@ -200,11 +200,8 @@ class ContextMemory:
             return key, value
         parts = []
         for stream, k, v in zip(streams, key.chunk(len(streams)), value.chunk(len(streams)), strict=True):
-            entry = (layer, self._key(stream))
-            old_k, old_v = self._fetch(entry, k)
-            if len(self._renewed) and (not self.tier.shared or stream == self._owner):
-                self._renew(entry, k.index_select(1, self._renewed), v.index_select(1, self._renewed))
-            parts.append((self._joined(old_k, k), self._joined(old_v, v)))
+            owns = not self.tier.shared or stream == self._owner
+            parts.append(self._expected((layer, self._key(stream)), k, v, owns))
         self._fetch_ahead(layer + 1, streams, key)
         if len(parts) == 1:
             return parts[0]
@@ -236,19 +233,28 @@ class ContextMemory:
         entry.key.record(self._position, key)
         entry.value.record(self._position, value)
 
-    def _fetch(self, where, like: Tensor) -> tuple[Tensor, Tensor]:
-        entry = self._entries[where]
-        key = value = None
-        if ahead := self._ahead.pop(where, None):
-            key, value, ready = ahead
-            stream = torch.cuda.current_stream(like.device)
-            stream.wait_event(ready)
-            for t in key + value:  # allocated on the copy stream, used on this one
-                t.record_stream(stream)
-        return tuple(
-            rows.at(self._position, self._damping, parts).to(like.dtype)
-            for rows, parts in ((entry.key, key), (entry.value, value))
-        )
+    def _expected(self, where, key: Tensor, value: Tensor, owns: bool) -> tuple[Tensor, ...]:
+        """An entry's keys and values as they are expected now, fresh ones in their places; these renew it if theirs."""
+        entry, slots, joined = self._entries[where], self._slots[self._renewed], []
+        fetched = self._fetched(where, key.device)
+        for rows, fresh, parts in zip((entry.key, entry.value), (key, value), fetched, strict=True):
+            joined.append(self._joined(rows.at(self._position, self._damping, parts).to(fresh.dtype), fresh))
+            if owns and len(slots):
+                rows.renew(self._position, slots, fresh.index_select(1, self._renewed), parts)
+        return tuple(joined)
+
+    def _fetched(self, where, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+        """What an entry keeps of keys and of values, on the device."""
+        ahead = self._ahead.pop(where, None)
+        if ahead is None:
+            entry = self._entries[where]
+            return entry.key.parts(device), entry.value.parts(device)
+        key, value, ready = ahead
+        stream = torch.cuda.current_stream(device)
+        stream.wait_event(ready)
+        for t in key + value:  # allocated on the copy stream, used on this one
+            t.record_stream(stream)
+        return key, value
 
     def _fetch_ahead(self, layer: int, streams, like: Tensor) -> None:
         if not self.tier.offload or like.device.type != "cuda":
@@ -259,8 +265,3 @@ class ContextMemory:
             with torch.cuda.stream(self._copy_stream):
                 key, value = (rows.parts(like.device) for rows in (entry.key, entry.value))
                 self._ahead[where] = key, value, self._copy_stream.record_event()
-
-    def _renew(self, where, key: Tensor, value: Tensor) -> None:
-        entry, slots = self._entries[where], self._slots[self._renewed]
-        entry.key.renew(self._position, slots, key)
-        entry.value.renew(self._position, slots, value)

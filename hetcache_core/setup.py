@@ -94,7 +94,8 @@ def choose_tier(policy: CachePolicy, setup: RunSetup, taken: int = 0) -> MemoryT
     if setup.no_partials:
         return NO_MEMORY
     budget = policy.memory_budget_mb * 2**20 - taken
-    for tier in LADDER:
+    # what is fetched anew every time had better be small, and float8 slopes cost nothing
+    for tier in LADDER[1:] if policy.memory_offload else LADDER:
         chosen = replace(
             tier,
             share=tier.share if policy.memory_share is None else policy.memory_share,

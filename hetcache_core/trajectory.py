@@ -54,14 +54,19 @@ class Trajectory:
 
     def record(self, position: float, rows: Tensor) -> None:
         """Take in all rows, computed anew."""
-        turned = self._turned(position, rows, slice(None)) if len(self._parts) > 1 else ()
+        turned = self._turned(position, rows, slice(None), self.parts(rows.device)) if len(self._parts) > 1 else ()
         self._scale = None if self._scale is None else _scale(rows)
         self._parts = [self._stored(part, i) for i, part in enumerate((rows, *turned))]
         self._computed_at.fill_(position)
 
-    def renew(self, position: float, slots: Tensor, rows: Tensor) -> None:
-        """Take in the rows of some slots ``[K]``, ``[B, K, heads, head_dim]``, computed anew."""
-        turned = self._turned(position, rows, slots) if len(self._parts) > 1 else ()
+    def renew(self, position: float, slots: Tensor, rows: Tensor, parts: list[Tensor] | None = None) -> None:
+        """Take in the rows of some slots ``[K]``, ``[B, K, heads, head_dim]``, computed anew.
+
+        Args:
+            parts: from :meth:`parts`, where they were fetched before.
+        """
+        parts = self.parts(rows.device) if parts is None else parts
+        turned = self._turned(position, rows, slots, parts) if len(parts) > 1 else ()
         for i, part in enumerate((rows, *turned)):
             source = self._rounded(part, i)
             # index_copy_ has no float8 kernel; bytes are bytes
@@ -75,8 +80,7 @@ class Trajectory:
         Args:
             damping: factor on slope and bend. parts: from :meth:`parts`, where they were fetched before.
         """
-        device = self._computed_at.device
-        parts = self.parts(device) if parts is None else parts
+        parts = self.parts(self._computed_at.device) if parts is None else parts
         value, *turns = (self._exact(part, i) for i, part in enumerate(parts))
         if not turns:
             return value
@@ -86,22 +90,19 @@ class Trajectory:
             value = torch.addcmul(value, turn, (factor * damping).to(self._dtype))
         return value
 
-    def _turned(self, position: float, rows: Tensor, slots: Tensor | slice) -> tuple[Tensor, ...]:
+    def _turned(
+        self, position: float, rows: Tensor, slots: Tensor | slice, parts: list[Tensor]
+    ) -> tuple[Tensor, ...]:
         """Slope and bend of some slots after their rows were computed anew; renews their spans."""
         age, span = position - self._computed_at[slots], self._span[slots].clone()
         self._span[slots] = torch.where(age > 0, age, span)
-        old, slope, *bend = (self._loaded(i, slots) for i in range(len(self._parts)))
+        old, slope, *bend = (self._exact(part[:, slots], i) for i, part in enumerate(parts))
         change = rows - old
         if self._fp8[0]:  # Wiener's factor: how much of the change is not the rounding of the old value
             noise, power = (t.float().square().mean(dim=(0, 2, 3), keepdim=True) for t in (ROUNDING * old, change))
             change *= (1 - noise / power.clamp_min(1e-12)).clamp_min(0).to(self._dtype)
         times = (_columns(t).to(self._dtype) for t in (age, span))
         return derivatives(change, *times, slope, *(bend or [None]))
-
-    def _loaded(self, i: int, slots: Tensor | slice) -> Tensor:
-        part = self._parts[i]
-        part = part[:, slots if isinstance(slots, slice) else slots.to(part.device)]
-        return self._exact(part.to(self._computed_at.device), i)
 
     def _stored(self, part: Tensor, i: int) -> Tensor:
         part = self._rounded(part, i)
