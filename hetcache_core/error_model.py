@@ -50,7 +50,7 @@ class Rules:
         partials: whether partial evaluations are possible at all.
         guidance, blocks: whether guidance may be reused, and background blocks.
         hold: whether predictions are held rather than extrapolated.
-        held: whether remembered context is.
+        held: whether remembered context is, or may as well be.
         spare_cooldown: whether the cool-down may be shortened where the target leaves too little for it.
     """
 

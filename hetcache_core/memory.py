@@ -38,6 +38,11 @@ class MemoryTier:
     offload: bool = False
     order: int = 2
 
+    @property
+    def follows(self) -> bool:
+        """Whether partial evaluations see the context nearly as it is: all of it, each stream's own, moving."""
+        return self.order > 0 and self.share >= 1 and not self.shared
+
     def kept(self, context_tokens: int) -> int:
         """Number of context tokens remembered."""
         return min(context_tokens, round(self.share * context_tokens))

@@ -75,7 +75,7 @@ def _prepare(policy: CachePolicy, setup: RunSetup, profile: ErrorProfile) -> Pre
         keys = len(classes.edited) + len(remembered.indices) if tier.share else selected
         costs = Costs.of(shape, setup.grid.size, selected, keys, profile.overhead, background, setup.streams)
         partials = policy.partials and not setup.no_partials and costs.partial < 0.95
-        rules = Rules.of(policy, profile, setup.evaluations, partials, setup.streams, background > 0, not tier.order)
+        rules = Rules.of(policy, profile, setup.evaluations, partials, setup.streams, background > 0, not tier.follows)
         assumed = profile.renewing(share) if tier.share else profile
         method, planned = _method(policy, setup, costs, rules, assumed)
         tried.append((sampler, watched, costs, method, planned))

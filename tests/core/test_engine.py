@@ -363,3 +363,9 @@ def test_less_context_is_computed_only_where_the_speed_is_out_of_reach_otherwise
     assert slow.partials.sampler.count > fast.partials.sampler.count
     assert fast.plan.predicted_speed > chosen.plan.predicted_speed and "out of reach" in chosen.note
     assert fast.partials.sampler.count < chosen.partials.sampler.count <= slow.partials.sampler.count
+
+
+def test_plans_trust_context_less_where_it_is_held_shared_or_thinned():
+    ways = ({}, {"memory_order": 0}, {"memory_shared": True}, {"memory_share": 0.5})
+    errors = [prepare(CachePolicy(speed=2.5, profile="wan", **way), setup()).plan.predicted_error for way in ways]
+    assert errors[0] < min(errors[1:])
