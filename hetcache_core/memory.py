@@ -76,8 +76,8 @@ class MemoryTier:
 
 NO_MEMORY = MemoryTier(share=0.0, order=0)
 
-# Best first. On nano float8 slopes cost nothing, float8 values 5 dB where all that is lost is lost to the context, holding
-# them still 7 more, sharing 5 more, thinning as much again (`python -m benchmarks.tiers`).
+# Best first. On nano, where all that is lost is lost to the context: float8 slopes cost nothing, float8 values 5 dB,
+# holding them still 7 more, sharing 5 more, thinning as much again (`python -m benchmarks.tiers`).
 LADDER = (
     MemoryTier(),
     MemoryTier(fp8_turns=True),
