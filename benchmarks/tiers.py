@@ -55,8 +55,9 @@ def table(result: dict) -> list[str]:
         tiers.setdefault(row["tier"], []).append(row)
     clips = len({row["clip"] for row in result["rows"]})
     lines = [
-        "**Ways to remember context**, best first: error of the final latent in the edit on nano, with only partial "
-        f"evaluations between six full ones ({clips} tuning clip{'s' * (clips > 1)}, "
+        f"**Ways to remember context**, best first (the last {len(ASIDE)} only if asked for): error of the final "
+        "latent in the edit on nano, with only partial evaluations between six full ones "
+        f"({clips} tuning clip{'s' * (clips > 1)}, "
         f"{result['machine']['device']}), and, by arithmetic, what real models need at 480x832 with guidance and a "
         "mask of 20%:",
         "",
