@@ -9,19 +9,17 @@ must give way.
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 from contextlib import nullcontext
-from pathlib import Path
+from operator import itemgetter
 from unittest import mock
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from benchmarks.latent import LatentEdit
-from benchmarks.machine import describe
-from benchmarks.rows import run_all, write
+from benchmarks.rows import compare_all
 from benchmarks.settings import MAIN, Setting
 from hetcache_core import CachePolicy, forecast
 
@@ -96,23 +94,10 @@ def _column(noisy: bool, name: str, speed: float) -> str:
     return f"{setting.mask:.0%} {'moving' if setting.moving else 'still'}, {setting.steps} steps{noise}, {speed:g}x"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--clips", type=int, default=4)
-    parser.add_argument("--workers", type=int, default=1, help="runs at a time, each in a process of one thread")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    found: list[dict] = []
-    result = {"machine": describe(), "rows": found}
-
-    def done(rows: list[dict]) -> None:
-        found.extend(rows)
-        found.sort(key=lambda row: (row["noisy"], row["setting"], row["speed"], row["clip"]))
-        write(args.out, result, compact=True)
-
-    run_all(compare, [(*case, clip) for clip in range(args.clips) for case in CASES], args.workers, 1, done)
-    print("\n".join(table(result)))
+def _tasks(clips: int) -> list[tuple]:
+    return [(*case, clip) for clip in range(clips) for case in CASES]
 
 
 if __name__ == "__main__":
-    main()
+    order = itemgetter("noisy", "setting", "speed", "clip")
+    compare_all(__doc__.split("\n")[0], compare, _tasks, order, table)

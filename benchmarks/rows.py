@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.machine import describe
 from hetcache_core.quality import compare
 from hetcache_core.stats import RunStats
 
@@ -50,6 +52,31 @@ def run_all(work: Callable, tasks: Iterable[tuple], workers: int, threads: int, 
             done(future.result())
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def compare_all(
+    what: str, work: Callable[..., list[dict]], tasks: Callable[[int], list[tuple]], order: Callable, table: Callable
+) -> None:
+    """Main program of a comparison on tuning clips: reads the command line, measures, writes rows and prints the table.
+
+    Args:
+        what: is compared, for ``--help``. work: called as ``work(*task)`` in another process; importable.
+        tasks: those of so many clips. order: sort key of a row.
+        table: lines of the page, from ``{"machine": ..., "rows": [...]}``.
+    """
+    parser = argparse.ArgumentParser(description=what)
+    parser.add_argument("--clips", type=int, default=4)
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time, each in a process of one thread")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    result = {"machine": describe(), "rows": []}
+
+    def done(rows: list[dict]) -> None:
+        result["rows"] = sorted(result["rows"] + rows, key=order)
+        write(args.out, result, compact=True)
+
+    run_all(work, tasks(args.clips), args.workers, 1, done)
+    print("\n".join(table(result)))
 
 
 def write(path: Path, result: dict, compact: bool = False) -> None:

@@ -9,15 +9,13 @@ RMS of the reference over that of the error).
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
-from pathlib import Path
+from operator import itemgetter
 from unittest import mock
 
 from benchmarks.latent import LatentEdit
-from benchmarks.machine import describe
-from benchmarks.rows import run_all, write
+from benchmarks.rows import compare_all
 from benchmarks.settings import MAIN
 from hetcache_core import CachePolicy
 from hetcache_core import setup as run_setup
@@ -72,22 +70,6 @@ def table(result: dict) -> list[str]:
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--clips", type=int, default=4)
-    parser.add_argument("--workers", type=int, default=1, help="clips at a time, each in a process of one thread")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    found: list[dict] = []
-
-    def done(rows: list[dict]) -> None:
-        found.extend(rows)
-        found.sort(key=lambda row: row["clip"])
-        write(args.out, {"machine": describe(), "rows": found}, compact=True)
-
-    run_all(compare, [(clip,) for clip in range(args.clips)], args.workers, 1, done)
-    print("\n".join(table({"machine": describe(), "rows": found})))
-
-
 if __name__ == "__main__":
-    main()
+    clip = itemgetter("clip")
+    compare_all(__doc__.split("\n")[0], compare, lambda clips: [(i,) for i in range(clips)], clip, table)
