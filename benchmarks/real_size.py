@@ -30,12 +30,15 @@ MODELS = {
     "14B": {"num_attention_heads": 40, "num_layers": 40, "ffn_dim": 13824, "vace_layers": list(range(0, 40, 5))},
     "tiny": {"num_attention_heads": 1, "num_layers": 2, "ffn_dim": 128, "vace_layers": [0]},
 }
+UNPACKED = {"memory_bits": 16, "memory_turn_bits": 16, "memory_apart_bits": 16}
+PACKED = {"memory_bits": 8, "memory_turn_bits": 2, "memory_apart_bits": 2}
 TIERS = {
-    "on the device": {"memory_fp8": False},
-    "on the device, held": {"memory_fp8": False, "memory_order": 0},
-    "float8": {"memory_fp8": True},
-    "float8, prefetched from the host": {"memory_fp8": True, "memory_offload": True},
-    "a quarter, float8": {"memory_fp8": True, "memory_share": 0.25},
+    "on the device": UNPACKED,
+    "on the device, held": {**UNPACKED, "memory_order": 0},
+    "packed": PACKED,
+    "packed, slope only": {**PACKED, "memory_order": 1},
+    "packed, prefetched from the host": {**PACKED, "memory_offload": True},
+    "a quarter, packed": {**PACKED, "memory_share": 0.25},
     "weighted prune": {"memory_share": 0.0},
 }
 PLAN = "FF" + "PFPR" * 3 + "FF"

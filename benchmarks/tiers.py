@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from dataclasses import replace
 from operator import itemgetter
 from unittest import mock
 
@@ -19,7 +20,7 @@ from benchmarks.rows import compare_all
 from benchmarks.settings import MAIN
 from hetcache_core import CachePolicy
 from hetcache_core import setup as run_setup
-from hetcache_core.memory import LADDER, MemoryTier
+from hetcache_core.tiers import LADDER, MemoryTier
 
 CONTEXT = 0.75  # share of the tokens that is context under a mask of 20%
 REAL = {  # width, self-attention layers, tokens: Wan2.1-VACE in bfloat16 at 480x832, two streams
@@ -28,8 +29,14 @@ REAL = {  # width, self-attention layers, tokens: Wan2.1-VACE in bfloat16 at 480
     "14B, 81 frames": (5120, 48, 21 * 30 * 52),
 }
 SCHEDULE = "FFPPPPPPPPFPPPPPPPPFPPPPPPPPFF"
-ASIDE = (MemoryTier(order=1), MemoryTier(order=0), MemoryTier(fp8_turns=True, shared=True))  # no rungs of the ladder
-TIERS = (*LADDER[:-1], *ASIDE)
+THINNED = tuple(replace(LADDER[-1], share=share) for share in (0.5, 0.25))
+ASIDE = (  # no rungs of the ladder
+    MemoryTier(order=1),
+    MemoryTier(order=0),
+    MemoryTier(bits=8, turn_bits=2, order=1),
+    MemoryTier(bits=4, turn_bits=2, apart_bits=2, order=1),
+)
+TIERS = (*LADDER, *THINNED, *ASIDE)
 
 
 def compare(index: int) -> list[dict]:

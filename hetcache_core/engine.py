@@ -17,7 +17,6 @@ from .blocks import BlockCache
 from .error_model import BLOCKS, FULL, GUIDANCE, HALF, PARTIAL, PARTS, REUSE
 from .forecasts import Forecasts
 from .guidance import Streams
-from .memory import NO_MEMORY
 from .methods import Method, Planned
 from .packing import to_patches, unpack
 from .partial import Partials
@@ -27,6 +26,7 @@ from .prepare import prepare
 from .routing import Routing, log, named
 from .setup import RunSetup, why_full
 from .stats import RunStats, Stopwatch
+from .tiers import NO_MEMORY
 
 Compute = Callable[..., Tensor]  # see Engine.evaluate
 

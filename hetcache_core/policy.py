@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .context import SAMPLING
+from .packed import WIDEST
 from .semantic import MODES
 
 METHODS = ("plan", "hetcache", "profilingdit", "mixcache", "measure", "profile", "off")
@@ -46,8 +47,12 @@ class CachePolicy:
             at full evaluations by K-Means over what they show (``kmeans``), by how much the edit attends to them
             (``attention``), or ``both``.
         memory_share: share of the context kept as keys and values, 0 to 1.
-        memory_fp8, memory_shared, memory_offload: kept as float8; one copy for all streams; kept in host memory.
+        memory_bits: bits of a number of what is kept: 8, 6, 4, 2, or 16 for the model's dtype.
         memory_order: of the polynomial that extrapolates remembered keys and values; 0 holds them.
+        memory_turn_bits: the same for the slopes and bends that takes.
+        memory_apart_bits: the same for the other streams' differences from the first; 0 takes them for equal, 16
+            remembers each on its own.
+        memory_offload: kept in host memory.
         forecast_order: of the polynomial that extrapolates predictions along the evaluation index; 0 holds them.
         forecast_damping: factor on what is extrapolated, 0 to 1; fitted online when None.
         forecast_quantity: ``v`` or ``x0``; x0 for stochastic samplers when None.
@@ -83,10 +88,11 @@ class CachePolicy:
     context_share: float | None = None
     context_sampling: str = "stalest"
     memory_share: float | None = None
-    memory_fp8: bool | None = None
-    memory_shared: bool | None = None
-    memory_offload: bool = False
+    memory_bits: int | None = None
     memory_order: int | None = None
+    memory_turn_bits: int | None = None
+    memory_apart_bits: int | None = None
+    memory_offload: bool = False
     forecast_order: int = 2
     forecast_damping: float | None = None
     forecast_quantity: str | None = None
@@ -190,13 +196,14 @@ _WHOLE = (
     *("warmup", "cooldown", "max_reuse", "refresh", "margin_space", "margin_time", "forecast_order", "memory_order"),
     *("interval", "interval_min"),
 )
-_YES_NO = (None, True, False)
+_BITS = (None, *WIDEST, 16)
 _CHOICES = (
     ("method", METHODS),
     ("context_sampling", SAMPLING + MODES),
     ("forecast_quantity", (None, "v", "x0")),
-    ("memory_fp8", _YES_NO),
-    ("memory_shared", _YES_NO),
+    ("memory_bits", _BITS),
+    ("memory_turn_bits", _BITS),
+    ("memory_apart_bits", (*_BITS, 0)),
     ("memory_offload", (True, False)),
     ("partials", (True, False)),
     ("replan", (True, False)),

@@ -9,7 +9,7 @@ from .blocks import BlockCache, delta_bytes, fitting
 from .context import ContextSampler, RememberedContext, even_positions, remember
 from .costs import Costs
 from .error_model import BLOCKS, PARTIAL, Rules
-from .memory import ContextMemory, MemoryTier
+from .memory import ContextMemory
 from .methods import Method, Planned
 from .methods.hetcache import HetCache
 from .methods.mixcache import MixCache
@@ -21,6 +21,7 @@ from .policy import CachePolicy
 from .profile import USUAL_SHARE, ErrorProfile
 from .semantic import MODES, SemanticSampler
 from .setup import RunSetup, choose_tier, tier_bytes
+from .tiers import MemoryTier
 
 SHARES, MORE = (USUAL_SHARE, 0.05, 0.0), 0.3
 SAMPLE = 64  # tokens whose block deltas are compared

@@ -6,8 +6,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 from .costs import ModelShape
-from .memory import LADDER, NO_MEMORY, MemoryTier
 from .policy import CachePolicy
+from .tiers import LADDER, NO_MEMORY, MemoryTier
 from .tokens import TokenClasses, TokenGrid
 
 
@@ -94,14 +94,14 @@ def choose_tier(policy: CachePolicy, setup: RunSetup, taken: int = 0) -> MemoryT
     if setup.no_partials:
         return NO_MEMORY
     budget = policy.memory_budget_mb * 2**20 - taken
-    # what is fetched anew every time had better be small, and float8 slopes cost nothing
+    # what is fetched anew every time had better be small
     for tier in LADDER[1:] if policy.memory_offload else LADDER:
         chosen = replace(
             tier,
             share=tier.share if policy.memory_share is None else policy.memory_share,
-            fp8=tier.fp8 if policy.memory_fp8 is None else policy.memory_fp8,
-            fp8_turns=tier.fp8_turns if policy.memory_fp8 is None else policy.memory_fp8,
-            shared=tier.shared if policy.memory_shared is None else policy.memory_shared,
+            bits=_bits(policy.memory_bits, tier.bits),
+            turn_bits=_bits(policy.memory_turn_bits, tier.turn_bits),
+            apart_bits=_bits(policy.memory_apart_bits, tier.apart_bits),
             offload=policy.memory_offload,
             order=0 if setup.stochastic else tier.order if policy.memory_order is None else policy.memory_order,
         )
@@ -109,7 +109,16 @@ def choose_tier(policy: CachePolicy, setup: RunSetup, taken: int = 0) -> MemoryT
             return NO_MEMORY
         if tier_bytes(chosen, setup) <= budget:
             return chosen
+    if policy.memory_share is None:  # as much of the context as fits
+        for percent in range(99, 0, -1):
+            thinned = replace(chosen, share=percent / 100)
+            if thinned.kept(len(setup.classes.context)) and tier_bytes(thinned, setup) <= budget:
+                return thinned
     return NO_MEMORY
+
+
+def _bits(asked: int | None, usual: int | None) -> int | None:
+    return usual if asked is None else None if asked == 16 else asked
 
 
 def tier_bytes(tier: MemoryTier, setup: RunSetup) -> int:

@@ -16,11 +16,11 @@ from .block_profile import BlockProfile
 from .block_scores import BlockScores
 from .costs import Costs
 from .error_model import BLOCKS, FULL, NAMES, PARTIAL, REUSE
-from .memory import MemoryTier
 from .plan import Plan
 from .policy import CachePolicy
 from .profile import ErrorProfile
 from .signals import ChangeRecorder
+from .tiers import MemoryTier
 from .tokens import TokenClasses, TokenGrid
 
 

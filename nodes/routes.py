@@ -9,11 +9,11 @@ from dataclasses import replace
 from aiohttp import web
 from server import PromptServer
 
-from ..hetcache_core.memory import NO_MEMORY
 from ..hetcache_core.plan import Plan
 from ..hetcache_core.policy import CachePolicy
 from ..hetcache_core.prepare import prepare
 from ..hetcache_core.setup import RunSetup, why_full
+from ..hetcache_core.tiers import NO_MEMORY
 from ..hetcache_core.tokens import classify
 from .live import last_setups
 from .mask_look import look

@@ -215,8 +215,11 @@ METHODS: dict[str, Method] = {
     "share-25": _tier("ours, a quarter of it", memory_share=0.25),
     "share-100": _tier("ours, all of it", memory_share=1.0),
     "held": _tier("ours, all of it, held still", memory_share=1.0, memory_order=0),
-    "fp8": _tier("ours, all of it, in fp8", memory_share=1.0, memory_fp8=True),
-    "shared": _tier("ours, one copy for cond and uncond", memory_share=1.0, memory_shared=True),
+    "packed": _tier(
+        "ours, packed as a real model's", memory_share=1.0, memory_bits=8, memory_order=1, memory_turn_bits=2,
+        memory_apart_bits=2,
+    ),
+    "shared": _tier("ours, one copy for cond and uncond", memory_share=1.0, memory_apart_bits=0),
     "replan": Method(
         "ours, planned anew on the way", policy=_ours(replan=True), every_speed=False, kind="ablation"
     ),

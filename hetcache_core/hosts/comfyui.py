@@ -27,7 +27,6 @@ from torch import Tensor
 from ..block_profile import BlockProfile
 from ..costs import ModelShape
 from ..engine import Engine
-from ..memory import NO_MEMORY
 from ..packing import gather_rows, pack, pack_timesteps, pad_to_patches
 from ..plan import Plan
 from ..policy import CachePolicy
@@ -35,6 +34,7 @@ from ..profile import ErrorProfile
 from ..progress import Observer
 from ..setup import RunSetup
 from ..stats import RunStats
+from ..tiers import NO_MEMORY
 from ..tokens import TokenGrid
 from .comfyui_attention import SelfAttention
 from .comfyui_blocks import routed

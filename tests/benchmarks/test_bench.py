@@ -63,7 +63,7 @@ def test_every_default_method_is_there_and_side_issues_at_one_speed_only(monkeyp
     wanted, _ = bench.runs(MAIN, None)
     speeds = {name: [s for n, s, _ in wanted if n == name] for name, *_ in wanted}
     assert speeds["ours"] == speeds["fewer-steps"] == speeds["easycache"] == [2.0, 3.0, 4.0]
-    assert speeds["fp8"] == speeds["teacache"] == [3.0]
+    assert speeds["packed"] == speeds["teacache"] == [3.0]
 
 
 def test_the_best_other_method_is_the_nearest_of_those_as_fast():

@@ -39,7 +39,7 @@ def test_context_memory_stays_within_its_budget(variant):
     _, stats = cached(variant.model, variant.scene, policy, steps=2)
     assert stats.decisions == "FP" and not stats.warnings, stats.summary()
     assert 0 < stats.peak_context_bytes <= 0.2 * 2**20
-    assert "fp8" in stats.tier
+    assert "bits" in stats.tier
 
 
 def test_without_a_budget_nothing_is_remembered():

@@ -6,10 +6,10 @@ import torch
 
 from hetcache_core import CachePolicy, Engine, ErrorProfile, RunSetup
 from hetcache_core.costs import ModelShape
-from hetcache_core.memory import NO_MEMORY
 from hetcache_core.packing import pack
 from hetcache_core.prepare import prepare
 from hetcache_core.setup import choose_tier
+from hetcache_core.tiers import NO_MEMORY
 from hetcache_core.tokens import TokenGrid, classify
 
 T, H, W, STEPS = 3, 16, 16, 20
@@ -366,6 +366,6 @@ def test_less_context_is_computed_only_where_the_speed_is_out_of_reach_otherwise
 
 
 def test_plans_trust_context_less_where_it_is_held_shared_or_thinned():
-    ways = ({}, {"memory_order": 0}, {"memory_shared": True}, {"memory_share": 0.5})
+    ways = ({}, {"memory_order": 0}, {"memory_apart_bits": 0}, {"memory_share": 0.5})
     errors = [prepare(CachePolicy(speed=2.5, profile="wan", **way), setup()).plan.predicted_error for way in ways]
     assert errors[0] < min(errors[1:])

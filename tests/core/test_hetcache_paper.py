@@ -43,8 +43,10 @@ def watched_run(policy=PAPER, steps=24, **changes):
 
         engine.evaluate(evaluation, ("cond",), torch.zeros(1, 16, T, H, W), compute)
         memory = engine.partials.memory
-        entries = memory._entries if memory else {}
-        remembered.append({layer: entry.key.at(evaluation, 0.0).clone() for (layer, _), entry in entries.items()})
+        kept = {layer: keys for layer, (keys, _) in memory._layers.items()} if memory else {}
+        fetched = {layer: keys.fetch(("cond",), base.device) for layer, keys in kept.items()}
+        now = {layer: kept[layer].expected(("cond",), evaluation, 0.0, fetched[layer])["cond"] for layer in kept}
+        remembered.append({layer: keys.clone() for layer, keys in now.items()})
     return engine, calls, remembered
 
 

@@ -23,9 +23,9 @@ def test_only_speed_one_and_off_are_exact():
     [
         ("speed", 0.5), ("speed", 9), ("speed", "fast"), ("speed", float("nan")), ("memory_budget_mb", -1),
         ("warmup", 0), ("warmup", 2.5), ("max_reuse", -1), ("margin_space", True), ("memory_share", 1.5),
-        ("forecast_order", 3), ("method", "magic"), ("context_sampling", "best"), ("memory_fp8", "yes"),
+        ("forecast_order", 3), ("method", "magic"), ("context_sampling", "best"), ("memory_bits", 5),
         ("forecast_quantity", "noise"), ("schedule", "PFF"), ("schedule", "FXF"), ("schedule", 3),
-        ("profile", None), ("speed", True), ("memory_fp8", 1),
+        ("profile", None), ("speed", True), ("memory_bits", True),
     ],
 )  # fmt: skip
 def test_nonsense_is_named(field, value):

@@ -6,10 +6,10 @@ import torch
 
 from hetcache_core import CachePolicy, Engine, RunSetup
 from hetcache_core.costs import ModelShape
-from hetcache_core.memory import NO_MEMORY
 from hetcache_core.plan import Plan
 from hetcache_core.progress import COMPUTED, FORECAST, GENERATIVE, MARGIN, REMEMBERED, snapshot, token_map
 from hetcache_core.stats import RunStats
+from hetcache_core.tiers import NO_MEMORY
 from hetcache_core.tokens import TokenGrid, classify
 
 GRID = TokenGrid(2, 3, 4)

@@ -1,13 +1,14 @@
 import pytest
 import torch
 
-from hetcache_core.memory import ContextMemory, MemoryTier
+from hetcache_core.memory import ContextMemory
+from hetcache_core.tiers import MemoryTier
 from hetcache_core.trajectory import Trajectory
 from tests.core.test_memory import LAYERS, WIDTH, classes, rows  # noqa: F401 (classes is a fixture)
 
 SHAPE = (1, 5, 2, WIDTH)
 START, SLOPE, BEND = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0)).unbind(0)
-WAYS = [{}, {"fp8_turns": True}, {"fp8": True, "fp8_turns": True}]
+WAYS = [{}, {"turn_bits": 4}, {"bits": 8, "turn_bits": 4}, {"bits": 8, "turn_bits": 2}]
 
 
 def moving(position, bend=0.0):
@@ -58,13 +59,13 @@ def test_rows_computed_alone_show_where_they_go_after_a_single_full_evaluation()
 
 
 @pytest.mark.parametrize("how", WAYS[1:], ids=str)
-def test_float8_follows_too(how):
+def test_what_is_packed_follows_too(how):
     held, followed_on = error(followed(order=0, **how), 8), error(followed(**how), 8)
     assert followed_on < 0.6 * held
 
 
 def test_what_only_rounding_changed_is_not_taken_for_movement():
-    trajectory = Trajectory(0, START, 2, fp8=True, fp8_turns=True)
+    trajectory = Trajectory(0, START, 2, bits=8, turn_bits=4)
     trajectory.record(1, START)
     trajectory.record(2, START)
     drift = (trajectory.at(30) - trajectory.at(2)).norm() / START.norm()
@@ -79,10 +80,8 @@ def test_a_second_stage_renews_values_and_keeps_slopes():
 
 @pytest.mark.parametrize("how", WAYS, ids=str)
 def test_bytes_are_a_copy_for_every_order(how):
-    values, turns = (1 if how.get(name) else 4 for name in ("fp8", "fp8_turns"))
-    scale = 2 * WIDTH * 4 if how else 0
-    assert followed(order=2, **how).bytes == START.numel() * (values + 2 * turns) + scale
-    assert followed(order=0).bytes == START.numel() * 4
+    tier = MemoryTier(**how)
+    assert 2 * followed(order=2, **how).bytes == tier.bytes(SHAPE[1], 2 * WIDTH, 1, 1, 4)
 
 
 def test_the_memory_goes_on_where_it_is_told_the_time(classes):  # noqa: F811

@@ -103,7 +103,7 @@ def test_streams_named_unnamed_batched_single_and_batches(vace, kwargs):
 
 
 def test_named_and_batched_streams_agree(vace):
-    policy = CachePolicy(speed=2.0, warmup=2, profile="wan", memory_share=1.0, memory_fp8=False, memory_shared=False)
+    policy = CachePolicy(speed=2.0, warmup=2, profile="wan", memory_share=1.0, memory_bits=16, memory_apart_bits=16)
     apart, first = cached(vace, policy, controls=control(), steps=16)
     together, second = cached(vace, policy, controls=control(), steps=16, batched=True)
     assert first.decisions == second.decisions

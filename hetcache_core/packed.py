@@ -1,0 +1,153 @@
+"""Rows of keys or values in a few bits a number.
+
+A number is kept as its distance from its channel's centre, measured in its channel's spread (models have channels that
+stick out) and rounded to steps of its own row and group of channels. Steps are as wide as is best for normally
+distributed numbers (Max, "Quantizing for minimum distortion", 1960, table II), or finer where they then still reach the
+largest one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+WIDEST = {2: 0.9957, 4: 0.3352, 6: 0.1041, 8: 1.0}  # step over RMS; 256 levels always reach the largest number
+GROUP = 128  # channels that share a row's step: one head of Wan
+STEP = torch.bfloat16
+_ALL = slice(None)
+
+
+def packed_bytes(bits: int | None, rows: int, dim: int, itemsize: int) -> int:
+    """Bytes of so many rows of ``dim`` numbers: ``bits`` each and the steps, or, without ``bits``, ``itemsize``."""
+    if bits is None:
+        return rows * dim * itemsize
+    return rows * (dim * bits // 8 + dim // math.gcd(dim, GROUP) * STEP.itemsize)
+
+
+@dataclass(frozen=True)
+class Channels:
+    """What numbers are measured from and in: centre (or None, for 0) and spread of every channel, float32
+    ``[1, 1, groups, channels]``."""
+
+    centre: Tensor | None
+    spread: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor) -> Channels:
+        """Those of rows ``[B, M, heads, head_dim]``."""
+        spread, centre = torch.std_mean(_grouped(rows).float(), dim=(0, 1), keepdim=True, correction=0)
+        return cls(centre, spread.clamp_min_(1e-6))
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self.centre, self.spread) if t is not None)
+
+
+class Rows:
+    """Rows ``[B, M, heads, head_dim]``, packed or as they are.
+
+    Args:
+        rows: the first ones; where they are not packed, kept, not copied.
+        bits: of a number, a key of :data:`WIDEST`; None keeps rows as they are.
+        channels: what they are measured in.
+        offload: whether they are kept in (pinned) host memory.
+    """
+
+    def __init__(self, rows: Tensor, bits: int | None, channels: Channels | None = None, offload: bool = False):
+        self._dtype, self._heads, self._bits, self._offload = rows.dtype, rows.shape[2:], bits, offload
+        self.set(rows, channels)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of what is kept; what numbers are measured in is not counted."""
+        return sum(t.numel() * t.element_size() for t in self._kept)
+
+    def set(self, rows: Tensor, channels: Channels | None = None) -> None:
+        """Take in other rows."""
+        self._channels = channels
+        self._kept = [_to_host(part) if self._offload else part for part in self._coded(rows)]
+
+    def set_at(self, slots: Tensor, rows: Tensor, fetched: list[Tensor]) -> None:
+        """Take in rows ``[B, K, heads, head_dim]`` of some slots ``[K]``, also in what was fetched before."""
+        for kept, here, part in zip(self._kept, fetched, self._coded(rows), strict=True):
+            for target in [kept] if here is kept else [kept, here]:
+                target.index_copy_(1, slots.to(target.device), part.to(target.device))
+
+    def fetch(self, device: torch.device) -> list[Tensor]:
+        """What is kept, on a device; without waiting where it comes from pinned memory."""
+        return [part.to(device, non_blocking=True) for part in self._kept]
+
+    def get(self, fetched: list[Tensor], slots: Tensor | slice = _ALL) -> Tensor:
+        """The rows of some slots, from what was fetched (not to be written to)."""
+        if self._bits is None:
+            return fetched[0][:, slots]
+        steps, spread = fetched[-1][:, slots].to(self._dtype), self._channels.spread.to(self._dtype)
+        rows = self._levels(fetched, slots).mul_(steps)
+        if self._channels.centre is None:
+            return self._as_heads(rows.mul_(spread))
+        return self._as_heads(torch.addcmul(self._channels.centre.to(self._dtype), rows, spread))
+
+    def rounding(self, fetched: list[Tensor], slots: Tensor | slice = _ALL) -> Tensor | None:
+        """Mean square of what rounding changes in each row, float32 ``[B, K, 1, 1]``, clipping left out; None where
+        nothing is rounded."""
+        if self._bits is None:
+            return None
+        units = self._channels.spread.square().mean(dim=3, keepdim=True)
+        return (fetched[-1][:, slots].float().square() * units).mean(dim=2, keepdim=True) / 12
+
+    def _coded(self, rows: Tensor) -> list[Tensor]:
+        if self._bits is None:
+            return [rows]
+        rows = _grouped(rows).float()
+        rows = (rows if self._channels.centre is None else rows - self._channels.centre) / self._channels.spread
+        half = (2**self._bits - 1) / 2
+        largest, usual = rows.abs().amax(dim=3, keepdim=True), rows.square().mean(dim=3, keepdim=True).sqrt()
+        steps = torch.minimum(largest / half, WIDEST[self._bits] * usual).to(STEP)
+        codes = rows.div_(steps.float().clamp_min(1e-30)).add_(half).round_().clamp_(0, 2 * half).to(torch.uint8)
+        return [*_planes(codes, self._bits), steps]
+
+    def _levels(self, fetched: list[Tensor], slots: Tensor | slice) -> Tensor:
+        """Steps from the centre, in the model's dtype, which holds them exactly."""
+        codes = _joined([plane[:, slots] for plane in fetched[:-1]], self._bits)
+        return codes.to(self._dtype).sub_((2**self._bits - 1) / 2)
+
+    def _as_heads(self, rows: Tensor) -> Tensor:
+        return rows.flatten(2).unflatten(2, self._heads)
+
+
+def _grouped(rows: Tensor) -> Tensor:
+    dim = rows.shape[2] * rows.shape[3]
+    return rows.flatten(2).unflatten(2, (-1, math.gcd(dim, GROUP)))
+
+
+def _widths(bits: int) -> tuple[int, ...]:
+    return tuple(width for width in (8, 4, 2) if bits & width)
+
+
+def _planes(codes: Tensor, bits: int) -> list[Tensor]:
+    """Codes below ``2**bits`` as bytes full of pieces of 8, 4 or 2 bits, the highest first."""
+    planes, rest = [], bits
+    for width in _widths(bits):
+        rest -= width
+        pieces = ((codes >> rest) & (2**width - 1)).chunk(8 // width, dim=-1)
+        planes.append(sum(piece << (width * i) for i, piece in enumerate(pieces)))
+    return planes
+
+
+def _joined(planes: list[Tensor], bits: int) -> Tensor:
+    codes = None
+    for width, plane in zip(_widths(bits), planes, strict=True):
+        part = plane
+        if width < 8:
+            part = torch.cat([(plane >> (width * i)) & (2**width - 1) for i in range(8 // width)], dim=-1)
+        codes = part if codes is None else (codes << width) | part
+    return codes
+
+
+def _to_host(part: Tensor) -> Tensor:
+    if part.device.type == "cpu":
+        return part
+    return torch.empty(part.shape, dtype=part.dtype, pin_memory=True).copy_(part)

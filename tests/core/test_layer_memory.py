@@ -1,0 +1,68 @@
+import pytest
+import torch
+
+from hetcache_core.layer_memory import LayerMemory
+from hetcache_core.tiers import MemoryTier
+
+SHAPE, CPU = (1, 6, 2, 16), torch.device("cpu")
+START, SLOPE, OTHER, OWN = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0)).unbind(0)
+PACKED = MemoryTier(bits=8, turn_bits=4, apart_bits=4)
+
+
+def moving(stream, position):
+    """Both streams move together, the second a little otherwise."""
+    common = START + 0.1 * position * SLOPE
+    return common if stream == "cond" else common + 0.3 * OTHER + 0.01 * position * OWN
+
+
+def filled(tier, at=(0, 4)):
+    memory = LayerMemory(tier)
+    for position in at:
+        for stream in ("cond", "uncond"):
+            memory.record(stream, position, moving(stream, position))
+    return memory
+
+
+def error(memory, stream, position):
+    streams = (stream,)
+    expected = memory.expected(streams, position, 1.0, memory.fetch(streams, CPU))[stream]
+    truth = moving(stream, position)
+    return float((expected - truth).norm() / truth.norm())
+
+
+def test_a_difference_moves_with_the_stream_it_is_from():
+    assert error(filled(PACKED), "cond", 8) < 0.06
+    assert error(filled(PACKED), "uncond", 8) < 0.08
+    assert error(filled(MemoryTier(order=0)), "uncond", 8) > 0.2
+
+
+def test_renewed_differences_are_from_what_is_kept_of_the_first():
+    memory, slots = filled(PACKED), torch.tensor([1, 4])
+    streams = ("uncond", "cond")  # in any order
+    fresh = {stream: moving(stream, 6)[:, slots] + 1 for stream in streams}
+    memory.renew(fresh, 6, 1.0, slots, memory.fetch(streams, CPU))
+    expected = memory.expected(streams, 6, 1.0, memory.fetch(streams, CPU))
+    for stream in streams:
+        torch.testing.assert_close(expected[stream][:, slots], fresh[stream], rtol=0, atol=0.15)
+
+
+def test_a_stream_renewed_alone_leans_on_where_the_first_is_expected():
+    memory, slots = filled(PACKED), torch.tensor([1, 4])
+    fresh = {"uncond": moving("uncond", 6)[:, slots]}
+    memory.renew(fresh, 6, 1.0, slots, memory.fetch(("uncond",), CPU))
+    assert error(memory, "uncond", 8) < 0.08 and error(memory, "cond", 8) < 0.06
+
+
+def test_one_trajectory_may_serve_all():
+    memory = filled(MemoryTier(apart_bits=0))
+    assert memory.has("cond") and memory.has("uncond") and memory.has("another")
+    expected = memory.expected(("uncond",), 8, 1.0, memory.fetch(("uncond",), CPU))
+    torch.testing.assert_close(expected["uncond"], moving("cond", 8))
+    memory.renew({"uncond": START[:, :1]}, 8, 1.0, torch.tensor([0]), memory.fetch(("uncond",), CPU))
+    assert error(memory, "cond", 8) < 1e-6
+
+
+@pytest.mark.parametrize("field", ["bits", "turn_bits", "apart_bits"])
+def test_tiers_of_odd_widths_are_refused(field):
+    with pytest.raises(ValueError, match=field):
+        MemoryTier(**{field: 5})
