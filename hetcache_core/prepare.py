@@ -20,7 +20,7 @@ from .plan import SLACK, Plan, plan
 from .policy import CachePolicy
 from .profile import USUAL_SHARE, ErrorProfile
 from .semantic import MODES, SemanticSampler
-from .setup import RunSetup, choose_tier, tier_bytes
+from .setup import RunSetup, budget_note, choose_tier, tier_bytes
 from .tiers import MemoryTier
 
 SHARES, MORE = (USUAL_SHARE, 0.05, 0.0), 0.3
@@ -87,7 +87,12 @@ def _prepare(policy: CachePolicy, setup: RunSetup, profile: ErrorProfile) -> Pre
     if not method.expects(BLOCKS, -1):
         blocks, block_bytes, block_note = None, 0, ""
     memory = ContextMemory(remembered, setup.grid.size, shape.attention_layers, tier, setup.streams) if held else None
-    notes = ("" if policy.method == "profilingdit" else setup.no_partials, planned.note if planned else "", block_note)
+    notes = [
+        "" if policy.method == "profilingdit" else setup.no_partials,
+        planned.note if planned else "",
+        block_note,
+        budget_note(policy, setup, tier, block_bytes) if method.expects(PARTIAL, -1) else "",
+    ]
     return Prepared(
         method=method,
         plan=planned,

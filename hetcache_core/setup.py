@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
@@ -95,26 +96,40 @@ def choose_tier(policy: CachePolicy, setup: RunSetup, taken: int = 0) -> MemoryT
         return NO_MEMORY
     budget = policy.memory_budget_mb * 2**20 - taken
     # what is fetched anew every time had better be small
-    for tier in LADDER[1:] if policy.memory_offload else LADDER:
-        chosen = replace(
-            tier,
-            share=tier.share if policy.memory_share is None else policy.memory_share,
-            bits=_bits(policy.memory_bits, tier.bits),
-            turn_bits=_bits(policy.memory_turn_bits, tier.turn_bits),
-            apart_bits=_bits(policy.memory_apart_bits, tier.apart_bits),
-            offload=policy.memory_offload,
-            order=0 if setup.stochastic else tier.order if policy.memory_order is None else policy.memory_order,
-        )
-        if not chosen.kept(len(setup.classes.context)):
+    for rung in LADDER[1:] if policy.memory_offload else LADDER:
+        tier = _as_asked(rung, policy, setup)
+        if not tier.kept(len(setup.classes.context)):
             return NO_MEMORY
-        if tier_bytes(chosen, setup) <= budget:
-            return chosen
+        if tier_bytes(tier, setup) <= budget:
+            return tier
     if policy.memory_share is None:  # as much of the context as fits
         for percent in range(99, 0, -1):
-            thinned = replace(chosen, share=percent / 100)
+            thinned = replace(tier, share=percent / 100)
             if thinned.kept(len(setup.classes.context)) and tier_bytes(thinned, setup) <= budget:
                 return thinned
     return NO_MEMORY
+
+
+def budget_note(policy: CachePolicy, setup: RunSetup, tier: MemoryTier, taken: int = 0) -> str:
+    """What budget would let partial evaluations see the context as it moves, where this one does not; else empty."""
+    following = [asked for rung in LADDER if (asked := _as_asked(rung, policy, setup)).follows]
+    if tier.follows or not following:  # not for the budget, but by the policy or for the sampler
+        return ""
+    needed = 64 * math.ceil((tier_bytes(following[-1], setup) + taken) / 2**26)
+    return f"the memory budget is too small to follow the surroundings of the edit: {needed} MB would do"
+
+
+def _as_asked(rung: MemoryTier, policy: CachePolicy, setup: RunSetup) -> MemoryTier:
+    """A rung of the ladder where the policy does not say otherwise."""
+    order = rung.order if policy.memory_order is None else policy.memory_order
+    return MemoryTier(
+        share=rung.share if policy.memory_share is None else policy.memory_share,
+        bits=_bits(policy.memory_bits, rung.bits),
+        turn_bits=_bits(policy.memory_turn_bits, rung.turn_bits),
+        apart_bits=_bits(policy.memory_apart_bits, rung.apart_bits),
+        offload=policy.memory_offload,
+        order=0 if setup.stochastic else order,
+    )
 
 
 def _bits(asked: int | None, usual: int | None) -> int | None:

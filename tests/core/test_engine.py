@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -133,6 +134,16 @@ def test_tiers_fit_their_budget(budget):
     assert held <= budget * 2**20
     assert (tier == NO_MEMORY) == (held == 0)
     assert held > 0 or budget == 0
+
+
+def test_a_budget_too_small_to_follow_the_context_is_named_with_one_that_would_do():
+    policy = CachePolicy(speed=2.5, profile="wan", memory_budget_mb=0.5)
+    note = prepare(policy, setup()).note
+    enough = int(re.search(r"memory budget is too small .*: (\d+) MB would do", note)[1])
+    assert choose_tier(replace(policy, memory_budget_mb=enough), setup()).follows
+    for changes in ({"memory_budget_mb": enough}, {"memory_order": 0}, {"memory_share": 0.0}):
+        assert "memory budget" not in prepare(replace(policy, **changes), setup()).note
+    assert "memory budget" not in prepare(policy, setup(stochastic=True)).note
 
 
 @pytest.mark.parametrize(
