@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import replace
 from operator import itemgetter
 from unittest import mock
 
@@ -29,14 +28,15 @@ REAL = {  # width, self-attention layers, tokens: Wan2.1-VACE in bfloat16 at 480
     "14B, 81 frames": (5120, 48, 21 * 30 * 52),
 }
 SCHEDULE = "FFPPPPPPPPFPPPPPPPPFPPPPPPPPFF"
-THINNED = tuple(replace(LADDER[-1], share=share) for share in (0.5, 0.25))
 ASIDE = (  # no rungs of the ladder
     MemoryTier(order=1),
     MemoryTier(order=0),
     MemoryTier(bits=8, turn_bits=2, order=1),
     MemoryTier(bits=4, turn_bits=2, apart_bits=2, order=1),
+    MemoryTier(bits=6, apart_bits=2, order=0),
+    MemoryTier(bits=6, apart_bits=0, order=0),
 )
-TIERS = (*LADDER, *THINNED, *ASIDE)
+TIERS = (*(tier for tier in LADDER if tier.share in (1.0, 0.75, 0.5, 0.25, 0.1)), *ASIDE)
 
 
 def compare(index: int) -> list[dict]:

@@ -14,10 +14,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .tokens import TokenClasses
+from .tokens import TokenClasses, TokenGrid
 
 SAMPLING = ("none", "stride", "rotating", "stalest")
 _GOLDEN = (math.sqrt(5) - 1) / 2
+_R3 = 1.22074408460575947536  # the root of x**4 = x + 1
 
 
 @dataclass(frozen=True)
@@ -38,33 +39,48 @@ class RememberedContext:
         return bool((self.weights == 1).all()) if len(self.weights) else True
 
 
-def remember(classes: TokenClasses, share: float, ring: int = 1) -> RememberedContext:
-    """Choose the context to remember: all of it near the edit, every n-th token beyond.
+def remember(classes: TokenClasses, share: float) -> RememberedContext:
+    """Choose the context to remember: the nearer the edit the denser, as the inverse of the distance.
 
-    The far tokens are an even stride, so each stands for the same number of tokens and the sum stays unbiased.
+    The nearest rings are whole. Beyond, tokens are picked by a low-discrepancy sequence over frames, rows and columns
+    (Roberts' R3), which no row of the grid can fall in step with, and stand for as many as were passed over, so that
+    sums over the context stay unbiased.
 
     Args:
         classes: the run's token classes.
         share: share of the context to keep, 0 to 1.
-        ring: distance up to which every token is kept, as long as half of the share is left for the rest.
     """
     context = classes.context
     total = len(context)
     count = min(total, round(share * total))
-    if count == 0:
-        return RememberedContext(context[:0], torch.zeros(0, device=context.device))
-    if count == total:
-        return RememberedContext(context, torch.ones(total, device=context.device))
-    near = classes.distance[context] <= ring
-    if int(near.sum()) > count // 2:
-        near = torch.zeros_like(near)
-    far = context[~near]
-    kept = far[even_positions(len(far), count - int(near.sum()), device=far.device)]
-    indices = torch.cat([context[near], kept])
-    weights = torch.ones(count, device=context.device)
-    weights[int(near.sum()) :] = len(far) / len(kept)
-    order = indices.argsort()
-    return RememberedContext(indices[order], weights[order])
+    if count in (0, total):
+        return RememberedContext(context[:count], torch.ones(count, device=context.device))
+    distance = classes.distance[context].clamp_min(1).cpu()
+    whole, density = _near_and_far(torch.bincount(distance).tolist(), count)
+    chance = torch.where(distance <= whole, 1.0, density / distance).double()
+    order = torch.where(distance <= whole, 0.0, _scattered(classes.grid, context.cpu()) / chance)
+    picked = order.argsort(stable=True)[:count].sort().values
+    weights = 1 / chance[picked]
+    far = distance[picked] > whole
+    weights[far] *= (distance > whole).sum() / weights[far].sum()
+    return RememberedContext(context[picked.to(context.device)], weights.float().to(context.device))
+
+
+def _near_and_far(rings: list[int], count: int) -> tuple[int, float]:
+    """How many of the nearest rings can be kept whole, and the density times the distance beyond, for ``count`` of
+    the tokens whose number at each distance is ``rings``."""
+    for whole in range(len(rings)):
+        left = count - sum(rings[: whole + 1])
+        density = left / sum(n / d for d, n in enumerate(rings) if d > whole)
+        if density <= whole + 1:
+            break
+    return whole, density
+
+
+def _scattered(grid: TokenGrid, tokens: Tensor) -> Tensor:
+    """A number from 0 to 1 for each token, evenly spread in every neighbourhood, float64."""
+    places = (tokens // (grid.height * grid.width), tokens // grid.width % grid.height, tokens % grid.width)
+    return sum(place.double() / _R3**power for power, place in enumerate(places, start=1)) % 1
 
 
 class ContextSampler:

@@ -18,6 +18,7 @@ WIDEST = {2: 0.9957, 4: 0.3352, 6: 0.1041, 8: 1.0}  # step over RMS; 256 levels 
 GROUP = 128  # channels that share a row's step: one head of Wan
 STEP = torch.bfloat16
 _ALL = slice(None)
+_AT_ONCE = 2**23  # numbers coded at a time, in float32: a long clip's would take gigabytes
 
 
 def packed_bytes(bits: int | None, rows: int, dim: int, itemsize: int) -> int:
@@ -38,8 +39,8 @@ class Channels:
     @classmethod
     def of(cls, rows: Tensor) -> Channels:
         """Those of rows ``[B, M, heads, head_dim]``."""
-        spread, centre = torch.std_mean(_grouped(rows).float(), dim=(0, 1), keepdim=True, correction=0)
-        return cls(centre, spread.clamp_min_(1e-6))
+        spread, centre = torch.std_mean(_grouped(rows), dim=(0, 1), keepdim=True, correction=0)
+        return cls(centre.float(), spread.float().clamp_min_(1e-6))
 
     @property
     def bytes(self) -> int:
@@ -101,7 +102,12 @@ class Rows:
     def _coded(self, rows: Tensor) -> list[Tensor]:
         if self._bits is None:
             return [rows]
-        rows = _grouped(rows).float()
+        some = max(1, _AT_ONCE // rows[:, :1].numel())
+        pieces = [self._coded_piece(piece) for piece in _grouped(rows).split(some, dim=1)]
+        return pieces[0] if len(pieces) == 1 else [torch.cat(parts, dim=1) for parts in zip(*pieces, strict=True)]
+
+    def _coded_piece(self, rows: Tensor) -> list[Tensor]:
+        rows = rows.float()
         rows = (rows if self._channels.centre is None else rows - self._channels.centre) / self._channels.spread
         half = (2**self._bits - 1) / 2
         largest, usual = rows.abs().amax(dim=3, keepdim=True), rows.square().mean(dim=3, keepdim=True).sqrt()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from .costs import ModelShape
 from .policy import CachePolicy
@@ -98,15 +98,8 @@ def choose_tier(policy: CachePolicy, setup: RunSetup, taken: int = 0) -> MemoryT
     # what is fetched anew every time had better be small
     for rung in LADDER[1:] if policy.memory_offload else LADDER:
         tier = _as_asked(rung, policy, setup)
-        if not tier.kept(len(setup.classes.context)):
-            return NO_MEMORY
         if tier_bytes(tier, setup) <= budget:
-            return tier
-    if policy.memory_share is None:  # as much of the context as fits
-        for percent in range(99, 0, -1):
-            thinned = replace(tier, share=percent / 100)
-            if thinned.kept(len(setup.classes.context)) and tier_bytes(thinned, setup) <= budget:
-                return thinned
+            return tier if tier.kept(len(setup.classes.context)) else NO_MEMORY
     return NO_MEMORY
 
 

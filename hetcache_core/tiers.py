@@ -84,7 +84,8 @@ class MemoryTier:
 
 NO_MEMORY = MemoryTier(share=0.0, order=0)
 
-# Best first (`python -m benchmarks.tiers`); where the last does not fit, it is thinned.
+# Best first (`python -m benchmarks.tiers`): less than half of the context, known well, is worth less than more of it
+# that is known roughly.
 LADDER = (
     MemoryTier(),
     MemoryTier(turn_bits=4),
@@ -93,8 +94,6 @@ LADDER = (
     MemoryTier(bits=8, turn_bits=2, apart_bits=4),
     MemoryTier(bits=8, turn_bits=2, apart_bits=2),
     MemoryTier(bits=8, turn_bits=2, apart_bits=2, order=1),
-    MemoryTier(bits=6, turn_bits=2, apart_bits=2, order=1),
-    MemoryTier(bits=6, apart_bits=2, order=0),
-    MemoryTier(bits=6, apart_bits=0, order=0),
-    MemoryTier(bits=4, apart_bits=0, order=0),
+    *(MemoryTier(percent / 100, bits=6, turn_bits=2, apart_bits=2, order=1) for percent in range(100, 45, -5)),
+    *(MemoryTier(percent / 100, bits=4, apart_bits=0, order=0) for percent in range(100, 0, -1)),
 )

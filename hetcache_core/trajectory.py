@@ -101,7 +101,8 @@ class Trajectory:
         change = rows - self._values.get(fetched[0], slots)
         rounding = self._values.rounding(fetched[0], slots)
         if rounding is not None:  # Wiener's factor: how much of the change is not the rounding of the old value
-            power = change.float().square().mean(dim=(2, 3), keepdim=True)
+            norm = torch.linalg.vector_norm(change, dim=(2, 3), keepdim=True, dtype=torch.float32)
+            power = norm.square() / change[0, 0].numel()
             change *= (1 - rounding / power.clamp_min(1e-12)).clamp_min(0).to(change.dtype)
         times = (_columns(t).to(change.dtype) for t in (age, span))
         slope, *bend = (turn.get(here, slots) for turn, here in zip(self._turns, fetched[1:], strict=True))
