@@ -18,6 +18,7 @@ from .tokens import TokenClasses, TokenGrid
 
 SAMPLING = ("none", "stride", "rotating", "stalest")
 _GOLDEN = (math.sqrt(5) - 1) / 2
+_BANDS = 3
 _R3 = 1.22074408460575947536  # the root of x**4 = x + 1
 
 
@@ -44,7 +45,8 @@ def remember(classes: TokenClasses, share: float) -> RememberedContext:
 
     The nearest rings are whole. Beyond, tokens are picked by a low-discrepancy sequence over frames, rows and columns
     (Roberts' R3), which no row of the grid can fall in step with, and stand for as many as were passed over, so that
-    sums over the context stay unbiased.
+    sums over the context stay unbiased; of these there are three bands of one weight each, since attention takes keys
+    of one weight together.
 
     Args:
         classes: the run's token classes.
@@ -60,10 +62,12 @@ def remember(classes: TokenClasses, share: float) -> RememberedContext:
     chance = torch.where(distance <= whole, 1.0, density / distance).double()
     order = torch.where(distance <= whole, 0.0, _scattered(classes.grid, context.cpu()) / chance)
     picked = order.argsort(stable=True)[:count].sort().values
-    weights = 1 / chance[picked]
-    far = distance[picked] > whole
-    weights[far] *= (distance > whole).sum() / weights[far].sum()
-    return RememberedContext(context[picked.to(context.device)], weights.float().to(context.device))
+    far = distance[picked][distance[picked] > whole].double()
+    inner = far.quantile(torch.linspace(0, 1, _BANDS + 1, dtype=far.dtype)[1:-1], interpolation="lower")
+    band = torch.bucketize(distance.double(), torch.cat([torch.full((1,), whole, dtype=far.dtype), inner]))
+    band = band.clamp_max(band[picked].max())
+    weights = torch.bincount(band)[band[picked]] / torch.bincount(band[picked])[band[picked]]
+    return RememberedContext(context[picked.to(context.device)], weights.to(context.device))
 
 
 def _near_and_far(rings: list[int], count: int) -> tuple[int, float]:

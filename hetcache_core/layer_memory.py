@@ -7,7 +7,7 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor
 
-from .packed import Channels, Rows
+from .packed import Channels, Rows, pieces
 from .tiers import MemoryTier
 from .trajectory import Trajectory
 
@@ -39,28 +39,32 @@ class Apart:
         """Take in all rows, computed anew."""
         difference = rows - self._first.at(position)
         self._channels = Channels.of(difference)
-        self._rows.set(difference, self._channels)
+        self._rows.keep([self._rows.coded(piece, self._channels) for piece in pieces(difference)], self._channels)
 
     def renew(self, slots: Tensor, rows: Tensor, first: Tensor, fetched: list[list[Tensor]]) -> None:
         """Take in rows ``[B, K, heads, head_dim]`` of some slots ``[K]`` and the first stream's beside them."""
-        self._rows.set_at(slots, rows - first, fetched[0])
+        self._rows.renew(slots, rows - first, fetched[0])
 
     def beside(self, first: Tensor, fetched: list[list[Tensor]]) -> Tensor:
         """All rows, where the first stream's are expected to be ``first``."""
-        return first + self._rows.get(fetched[0])
+        return self._rows.get(fetched[0], onto=first)
 
 
 class LayerMemory:
     """Rows ``[B, M, heads, head_dim]`` of every stream, in one layer.
 
-    The stream that comes first has a :class:`Trajectory`. By the tier, others have their own, are kept as their
-    difference from the first, or are taken for equal to it.
+    One stream leads, it has a :class:`Trajectory`. By the tier, others have their own, are kept as their difference
+    from the leading one, or are taken for equal to it.
+
+    Args:
+        tier: how they are kept.
+        leading: the stream that leads if it is among the first; else the first that comes does.
     """
 
-    def __init__(self, tier: MemoryTier):
-        self._tier = tier
-        self._first: Hashable = None
+    def __init__(self, tier: MemoryTier, leading: Hashable = None):
+        self._tier, self._first = tier, leading
         self._kept: dict[Hashable, Trajectory | Apart] = {}
+        self._recorded: dict[Hashable, float] = {}
 
     @property
     def bytes(self) -> int:
@@ -69,13 +73,22 @@ class LayerMemory:
 
     def has(self, stream: Hashable) -> bool:
         """Whether a stream's rows are here."""
-        return bool(self._kept) if self._tier.apart_bits == 0 else stream in self._kept
+        return stream in self._recorded
 
-    def record(self, stream: Hashable, position: float, rows: Tensor) -> None:
-        """Take in all of a stream's rows, computed anew at a position."""
+    def record(self, rows: dict[Hashable, Tensor], position: float) -> None:
+        """Take in all rows of some streams, computed anew at a position."""
+        if not self._kept and self._first not in rows:
+            self._first = next(iter(rows))
+        for stream in sorted(rows, key=self._leads, reverse=True):
+            if not self._leads(stream) and self._recorded.get(stream, -1) > self._recorded[self._first]:
+                self._kept.clear()  # the leading one has left the run
+                self._recorded.clear()
+                self._first = stream
+            self._record(stream, rows[stream], position)
+            self._recorded[stream] = position
+
+    def _record(self, stream: Hashable, rows: Tensor, position: float) -> None:
         tier, kept = self._tier, self._kept.get(stream)
-        if not self._kept:
-            self._first = stream
         if kept is not None:
             kept.record(position, rows)
         elif self._leads(stream):

@@ -29,6 +29,7 @@ class ContextMemory:
         layers: self-attention layers of the model.
         tier: dtype, sharing and place.
         streams: most streams kept; the budget was reckoned for so many, and a later one goes without.
+        leading: the stream whose context others are kept beside, if it is among the first that come.
     """
 
     remembered: RememberedContext
@@ -36,6 +37,7 @@ class ContextMemory:
     layers: int
     tier: MemoryTier = field(default_factory=MemoryTier)
     streams: int = 2
+    leading: Hashable = None
 
     def __post_init__(self):
         self._layers: dict[int, tuple[LayerMemory, LayerMemory]] = {}
@@ -67,6 +69,7 @@ class ContextMemory:
     def begin(self, position: float) -> None:
         """A new evaluation, at this place along the schedule."""
         self._position = position
+        self._ahead.clear()
 
     # ---- full evaluations
 
@@ -80,14 +83,17 @@ class ContextMemory:
         """
         if not len(self.remembered.indices):
             return
-        for stream, *rows in zip(streams, *(t.chunk(len(streams)) for t in (key, value)), strict=True):
-            if stream not in self._kept and len(self._kept) >= self.streams:
-                continue
-            self._kept.add(stream)
-            kept = self._layers.setdefault(layer, (LayerMemory(self.tier), LayerMemory(self.tier)))
-            for each, t in zip(kept, rows, strict=True):
-                each.record(stream, self._position, t.index_select(1, self.remembered.indices))
-        self.peak_bytes = max(self.peak_bytes, self.bytes)
+        room = self.streams - len(self._kept)
+        self._kept.update([s for s in streams if s not in self._kept][:room])
+        if not self._kept.intersection(streams):
+            return
+        kept = self._layers.setdefault(layer, tuple(LayerMemory(self.tier, self.leading) for _ in range(2)))
+        for each, rows in zip(kept, (key, value), strict=True):
+            chunks = zip(streams, rows.chunk(len(streams)), strict=True)
+            taken = {s: t.index_select(1, self.remembered.indices) for s, t in chunks if s in self._kept}
+            each.record(taken, self._position)
+        if layer == self.layers - 1:
+            self.peak_bytes = max(self.peak_bytes, self.bytes)
 
     # ---- partial evaluations
 
@@ -119,17 +125,15 @@ class ContextMemory:
         if not len(self.remembered.indices):
             return key, value
         joined, now = [], (self._position, self._damping)
-        for kept, rows, fetched in zip(
-            self._layers[layer], (key, value), self._fetched(layer, streams, key.device), strict=True
-        ):
+        layers, fetched = self._layers[layer], self._fetched(layer, streams, key.device)
+        self._fetch_ahead(layer + 1, streams, key)
+        for kept, rows, here in zip(layers, (key, value), fetched, strict=True):
             fresh = dict(zip(streams, rows.chunk(len(streams)), strict=True))
-            expected = kept.expected(streams, *now, fetched)
-            joined.append([self._joined(expected[stream].to(rows.dtype), fresh[stream]) for stream in streams])
+            joined.append(self._joined(kept.expected(streams, *now, here), fresh))
             if len(self._renewed):
                 renewed = {stream: t.index_select(1, self._renewed) for stream, t in fresh.items()}
-                kept.renew(renewed, *now, self._slots[self._renewed], fetched)
-        self._fetch_ahead(layer + 1, streams, key)
-        return tuple(t[0] if len(t) == 1 else torch.cat(t) for t in joined)
+                kept.renew(renewed, *now, self._slots[self._renewed], here)
+        return tuple(joined)
 
     def log_weights(self) -> Tensor | None:
         """Log-weight of every joined key, ``[M + new]``, or None when all are 0."""
@@ -140,10 +144,14 @@ class ContextMemory:
 
     # ---- storage
 
-    def _joined(self, old: Tensor, fresh: Tensor) -> Tensor:
-        rows = old.new_empty(fresh.shape[0], old.shape[1] + self._extra, *old.shape[2:])
-        rows[:, : old.shape[1]] = old
-        return rows.index_copy_(1, self._slots, fresh)
+    def _joined(self, expected: dict[Hashable, Tensor], fresh: dict[Hashable, Tensor]) -> Tensor:
+        """Rows of every stream, what is expected first, with fresh ones in their places."""
+        some, kept = next(iter(fresh.values())), len(self.remembered.indices)
+        rows = some.new_empty(len(fresh) * len(some), kept + self._extra, *some.shape[2:])
+        for part, (stream, new) in zip(rows.split(len(some)), fresh.items(), strict=True):
+            part[:, :kept] = expected[stream]
+            part.index_copy_(1, self._slots, new)
+        return rows
 
     def _fetched(self, layer: int, streams: tuple[Hashable, ...], device: torch.device) -> list[Fetched]:
         """What a layer keeps of keys and of values, on the device."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ WIDEST = {2: 0.9957, 4: 0.3352, 6: 0.1041, 8: 1.0}  # step over RMS; 256 levels 
 GROUP = 128  # channels that share a row's step: one head of Wan
 STEP = torch.bfloat16
 _ALL = slice(None)
-_AT_ONCE = 2**23  # numbers coded at a time, in float32: a long clip's would take gigabytes
+_AT_ONCE = 2**23  # numbers whose movement is worked out at a time: all of a long clip's would take gigabytes
 
 
 def packed_bytes(bits: int | None, rows: int, dim: int, itemsize: int) -> int:
@@ -59,69 +60,92 @@ class Rows:
 
     def __init__(self, rows: Tensor, bits: int | None, channels: Channels | None = None, offload: bool = False):
         self._dtype, self._heads, self._bits, self._offload = rows.dtype, rows.shape[2:], bits, offload
-        self.set(rows, channels)
+        self._kept: list[Tensor] = []
+        self.keep([self.coded(piece, channels) for piece in pieces(rows)], channels)
+
+    @property
+    def packed(self) -> bool:
+        """Whether numbers are coded."""
+        return self._bits is not None
 
     @property
     def bytes(self) -> int:
         """Bytes of what is kept; what numbers are measured in is not counted."""
         return sum(t.numel() * t.element_size() for t in self._kept)
 
-    def set(self, rows: Tensor, channels: Channels | None = None) -> None:
-        """Take in other rows."""
-        self._channels = channels
-        self._kept = [_to_host(part) if self._offload else part for part in self._coded(rows)]
-
-    def set_at(self, slots: Tensor, rows: Tensor, fetched: list[Tensor]) -> None:
-        """Take in rows ``[B, K, heads, head_dim]`` of some slots ``[K]``, also in what was fetched before."""
-        for kept, here, part in zip(self._kept, fetched, self._coded(rows), strict=True):
-            for target in [kept] if here is kept else [kept, here]:
-                target.index_copy_(1, slots.to(target.device), part.to(target.device))
-
-    def fetch(self, device: torch.device) -> list[Tensor]:
-        """What is kept, on a device; without waiting where it comes from pinned memory."""
-        return [part.to(device, non_blocking=True) for part in self._kept]
-
-    def get(self, fetched: list[Tensor], slots: Tensor | slice = _ALL) -> Tensor:
-        """The rows of some slots, from what was fetched (not to be written to)."""
-        if self._bits is None:
-            return fetched[0][:, slots]
-        steps, spread = fetched[-1][:, slots].to(self._dtype), self._channels.spread.to(self._dtype)
-        rows = self._levels(fetched, slots).mul_(steps)
-        if self._channels.centre is None:
-            return self._as_heads(rows.mul_(spread))
-        return self._as_heads(torch.addcmul(self._channels.centre.to(self._dtype), rows, spread))
-
-    def rounding(self, fetched: list[Tensor], slots: Tensor | slice = _ALL) -> Tensor | None:
-        """Mean square of what rounding changes in each row, float32 ``[B, K, 1, 1]``, clipping left out; None where
-        nothing is rounded."""
-        if self._bits is None:
-            return None
-        units = self._channels.spread.square().mean(dim=3, keepdim=True)
-        return (fetched[-1][:, slots].float().square() * units).mean(dim=2, keepdim=True) / 12
-
-    def _coded(self, rows: Tensor) -> list[Tensor]:
-        if self._bits is None:
+    def coded(self, rows: Tensor, channels: Channels | None) -> list[Tensor]:
+        """Rows as they are kept."""
+        if not self.packed:
             return [rows]
-        some = max(1, _AT_ONCE // rows[:, :1].numel())
-        pieces = [self._coded_piece(piece) for piece in _grouped(rows).split(some, dim=1)]
-        return pieces[0] if len(pieces) == 1 else [torch.cat(parts, dim=1) for parts in zip(*pieces, strict=True)]
-
-    def _coded_piece(self, rows: Tensor) -> list[Tensor]:
-        rows = rows.float()
-        rows = (rows if self._channels.centre is None else rows - self._channels.centre) / self._channels.spread
+        rows = _grouped(rows).float()
+        rows = (rows if channels.centre is None else rows - channels.centre) / channels.spread
         half = (2**self._bits - 1) / 2
         largest, usual = rows.abs().amax(dim=3, keepdim=True), rows.square().mean(dim=3, keepdim=True).sqrt()
         steps = torch.minimum(largest / half, WIDEST[self._bits] * usual).to(STEP)
         codes = rows.div_(steps.float().clamp_min(1e-30)).add_(half).round_().clamp_(0, 2 * half).to(torch.uint8)
         return [*_planes(codes, self._bits), steps]
 
-    def _levels(self, fetched: list[Tensor], slots: Tensor | slice) -> Tensor:
-        """Steps from the centre, in the model's dtype, which holds them exactly."""
-        codes = _joined([plane[:, slots] for plane in fetched[:-1]], self._bits)
-        return codes.to(self._dtype).sub_((2**self._bits - 1) / 2)
+    def keep(self, pieces: list[list[Tensor]], channels: Channels | None) -> None:
+        """Take in all rows, coded piece by piece."""
+        parts = pieces[0] if len(pieces) == 1 else [torch.cat(part, dim=1) for part in zip(*pieces, strict=True)]
+        if self._offload:
+            parts = [_to_host(part, old) for part, old in zip_longest(parts, self._kept)]
+        self._kept, self._channels = parts, channels
 
-    def _as_heads(self, rows: Tensor) -> Tensor:
+    def renew(self, slots: Tensor, rows: Tensor, fetched: list[Tensor]) -> None:
+        """Take in rows ``[B, K, heads, head_dim]`` of some slots ``[K]``, also in what was fetched before."""
+        for kept, here, part in zip(self._kept, fetched, self.coded(rows, self._channels), strict=True):
+            _put(here, slots, part)
+            if here is not kept:
+                _put(kept, slots.to(kept.device), part.to(kept.device))
+
+    def fetch(self, device: torch.device) -> list[Tensor]:
+        """What is kept, on a device; without waiting where it comes from pinned memory."""
+        return [part.to(device, non_blocking=True) for part in self._kept]
+
+    def get(self, fetched: list[Tensor], slots: Tensor | slice = _ALL, onto: Tensor | None = None) -> Tensor:
+        """The rows of some slots, from what was fetched (not to be written to); added to ``onto``."""
+        if not self.packed:
+            return fetched[0][:, slots] if onto is None else onto + fetched[0][:, slots]
+        return self.measured(self.spreads(fetched, slots), onto)
+
+    def spreads(
+        self, fetched: list[Tensor], slots: Tensor | slice = _ALL, factor: Tensor | None = None,
+        onto: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Packed rows of some slots as so many spreads from the centre, ``[B, K, groups, channels]``.
+
+        Args:
+            factor: of the rows, ``[K, 1, 1]``. onto: what they are added to, in place.
+        """
+        codes = _joined([plane[:, slots] for plane in fetched[:-1]], self._bits)
+        levels = codes.to(self._dtype).sub_((2**self._bits - 1) / 2)  # which the model's dtype holds exactly
+        steps = fetched[-1][:, slots]
+        steps = (steps if factor is None else steps * factor).to(self._dtype)
+        return levels.mul_(steps) if onto is None else onto.addcmul_(levels, steps)
+
+    def measured(self, spreads: Tensor, onto: Tensor | None = None) -> Tensor:
+        """Rows of so many spreads from the centre, ``[B, K, heads, head_dim]``; added to ``onto``."""
+        spread, centre = self._channels.spread.to(self._dtype), self._channels.centre
+        if onto is None:
+            rows = spreads.mul_(spread) if centre is None else torch.addcmul(centre.to(self._dtype), spreads, spread)
+        else:
+            rows = torch.addcmul(_grouped(onto), spreads, spread)
+            rows = rows if centre is None else rows.add_(centre.to(self._dtype))
         return rows.flatten(2).unflatten(2, self._heads)
+
+    def rounding(self, fetched: list[Tensor], slots: Tensor | slice = _ALL) -> Tensor | None:
+        """Mean square of what rounding changes in each row, float32 ``[B, K, 1, 1]``, clipping left out; None where
+        nothing is rounded."""
+        if not self.packed:
+            return None
+        units = self._channels.spread.square().mean(dim=3, keepdim=True)
+        return (fetched[-1][:, slots].float().square() * units).mean(dim=2, keepdim=True) / 12
+
+
+def pieces(rows: Tensor) -> tuple[Tensor, ...]:
+    """Rows in pieces whose arithmetic takes little memory at a time."""
+    return rows.split(max(1, _AT_ONCE // max(1, rows[:, :1].numel())), dim=1)
 
 
 def _grouped(rows: Tensor) -> Tensor:
@@ -153,7 +177,16 @@ def _joined(planes: list[Tensor], bits: int) -> Tensor:
     return codes
 
 
-def _to_host(part: Tensor) -> Tensor:
+def _put(rows: Tensor, slots: Tensor, part: Tensor) -> None:
+    """``index_copy_``, in words of eight bytes where rows have such: bytes alone take a CPU several times as long."""
+    if rows.is_contiguous() and part.is_contiguous() and rows[0, 0].numel() * rows.itemsize % 8 == 0:
+        rows, part = (t.flatten(2).view(torch.int64) for t in (rows, part))
+    rows.index_copy_(1, slots, part)
+
+
+def _to_host(part: Tensor, old: Tensor | None) -> Tensor:
     if part.device.type == "cpu":
         return part
-    return torch.empty(part.shape, dtype=part.dtype, pin_memory=True).copy_(part)
+    if old is None or old.shape != part.shape:
+        old = torch.empty(part.shape, dtype=part.dtype, pin_memory=True)
+    return old.copy_(part)

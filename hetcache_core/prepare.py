@@ -86,7 +86,10 @@ def _prepare(policy: CachePolicy, setup: RunSetup, profile: ErrorProfile) -> Pre
     held = tier.share and method.expects(PARTIAL, -1)
     if not method.expects(BLOCKS, -1):
         blocks, block_bytes, block_note = None, 0, ""
-    memory = ContextMemory(remembered, setup.grid.size, shape.attention_layers, tier, setup.streams) if held else None
+    memory = None
+    if held:
+        size = (setup.grid.size, shape.attention_layers)
+        memory = ContextMemory(remembered, *size, tier, setup.streams, setup.conditional)
     notes = [
         "" if policy.method == "profilingdit" else setup.no_partials,
         planned.note if planned else "",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .extrapolation import bend_factor, derivatives
-from .packed import Channels, Rows
+from .packed import Channels, Rows, pieces
 
 FADE = 2.0  # as of predictions
 Fetched = list[list[Tensor]]
@@ -38,6 +38,7 @@ class Trajectory:
         turns = self._measure(rows)
         self._values = Rows(rows, bits, self._channels, offload)
         self._turns = [Rows(torch.zeros_like(rows), turn_bits, turns, offload) for _ in range(order)]
+        self._recorded_at = position
         self._computed_at = torch.full((rows.shape[1],), float(position), device=rows.device)
         self._span = torch.zeros_like(self._computed_at)
 
@@ -54,11 +55,17 @@ class Trajectory:
 
     def record(self, position: float, rows: Tensor) -> None:
         """Take in all rows, computed anew."""
-        turned = self._turned(position, rows, slice(None), self.fetch(rows.device)) if self._turns else ()
-        turns = self._measure(rows)
-        self._values.set(rows, self._channels)
-        for kept, turn in zip(self._turns, turned, strict=True):
-            kept.set(turn, turns)
+        fetched, turns = self.fetch(rows.device) if self._turns else [], self._measure(rows)
+        kept = [(self._values, self._channels, []), *((turn, turns, []) for turn in self._turns)]
+        start = 0
+        for piece in pieces(rows):
+            some = slice(start, start := start + piece.shape[1])
+            turned = self._turned(position, piece, some, fetched) if self._turns else ()
+            for (each, channels, coded), part in zip(kept, (piece, *turned), strict=True):
+                coded.append(each.coded(part, channels))
+        for each, channels, coded in kept:
+            each.keep(coded, channels)
+        self._recorded_at = position
         self._computed_at.fill_(position)
 
     def renew(self, position: float, slots: Tensor, rows: Tensor, fetched: Fetched | None = None) -> None:
@@ -70,7 +77,7 @@ class Trajectory:
         fetched = self.fetch(rows.device) if fetched is None else fetched
         turned = self._turned(position, rows, slots, fetched) if self._turns else ()
         for kept, new, here in zip((self._values, *self._turns), (rows, *turned), fetched, strict=True):
-            kept.set_at(slots, new, here)
+            kept.renew(slots, new, here)
         self._computed_at[slots] = position
 
     def at(
@@ -85,13 +92,23 @@ class Trajectory:
         Args:
             damping: factor on slope and bend. fetched: from :meth:`fetch`. slots: of the rows wanted.
         """
-        fetched = self.fetch(self._computed_at.device) if fetched is None else fetched
-        rows = self._values.get(fetched[0], slots)
-        if self._turns:
-            age = _columns(position - self._computed_at[slots])
-            factors = (age, bend_factor(age, _columns(self._span[slots]), FADE))
-            for turn, factor, here in zip(self._turns, factors, fetched[1:], strict=False):
-                rows = torch.addcmul(rows, turn.get(here, slots), (factor * damping).to(rows.dtype))
+        turns = () if position == self._recorded_at else self._turns  # all rows are as old as that at most
+        if fetched is None:
+            fetched = [rows.fetch(self._computed_at.device) for rows in (self._values, *turns)]
+        age = _columns(position - self._computed_at[slots])
+        factors = [damping * age, damping * bend_factor(age, _columns(self._span[slots]), FADE)]
+        spreads = self._values.spreads(fetched[0], slots) if self._values.packed else None
+        for turn, factor, here in zip(turns, factors, fetched[1:], strict=False):
+            if turn.packed:
+                spreads = turn.spreads(here, slots, factor, spreads)
+        if self._values.packed:
+            rows = self._values.measured(spreads)
+        else:
+            rows = self._values.get(fetched[0], slots)
+            rows = rows if spreads is None else turns[0].measured(spreads, rows)
+        for turn, factor, here in zip(turns, factors, fetched[1:], strict=False):
+            if not turn.packed:
+                rows = torch.addcmul(rows, turn.get(here, slots), factor.to(rows.dtype))
         return rows
 
     def _turned(self, position: float, rows: Tensor, slots: Tensor | slice, fetched: Fetched) -> tuple[Tensor, ...]:

@@ -192,7 +192,8 @@ class _Run:
         self.schedule = EvaluationSchedule.of(self.sampling)
         try:
             self.engine = Engine(policy, read_setup(call, self.sampling, self.schedule, policy, self.patch.mask))
-            planned = self.engine.stats.planned_context_bytes + self.engine.stats.planned_block_bytes
+            context = 0 if policy.memory_offload else self.engine.stats.planned_context_bytes
+            planned = context + self.engine.stats.planned_block_bytes
             if call.x.is_cuda and planned:
                 self.sampling.make_room(planned, call.x.device)
         except Exception as error:  # a run that works without us works with us

@@ -15,7 +15,7 @@ def classes():
     return classify(touched)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.25, 0.5, 0.9, 1.0])
 def test_remembered_weights_add_up_to_the_context(classes, share):
     kept = remember(classes, share)
     total = len(classes.context)
@@ -24,6 +24,16 @@ def test_remembered_weights_add_up_to_the_context(classes, share):
     assert set(kept.indices.tolist()) <= set(classes.context.tolist())
     if share:
         assert kept.weights.sum().item() == pytest.approx(total, rel=1e-5)
+        assert len(kept.weights.unique()) <= 4  # each level is an attention of its own on a GPU
+
+
+def test_remembered_context_is_denser_near_the_edit_and_takes_from_every_row_and_column(classes):
+    kept = remember(classes, 0.5)
+    distance = classes.distance[kept.indices]
+    density = torch.bincount(distance) / torch.bincount(classes.distance)
+    assert density[1] == 1 and density[1] > density[2] > density[4] > 0.1
+    far = kept.indices[distance > 1] % 100
+    assert len((far // 10).unique()) == len((far % 10).unique()) == 10
 
 
 def test_context_near_the_edit_is_kept_whole(classes):

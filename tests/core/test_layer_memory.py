@@ -18,8 +18,7 @@ def moving(stream, position):
 def filled(tier, at=(0, 4)):
     memory = LayerMemory(tier)
     for position in at:
-        for stream in ("cond", "uncond"):
-            memory.record(stream, position, moving(stream, position))
+        memory.record({stream: moving(stream, position) for stream in ("cond", "uncond")}, position)
     return memory
 
 
@@ -55,11 +54,32 @@ def test_a_stream_renewed_alone_leans_on_where_the_first_is_expected():
 
 def test_one_trajectory_may_serve_all():
     memory = filled(MemoryTier(apart_bits=0))
-    assert memory.has("cond") and memory.has("uncond") and memory.has("another")
+    assert memory.has("cond") and memory.has("uncond") and not memory.has("another")
     expected = memory.expected(("uncond",), 8, 1.0, memory.fetch(("uncond",), CPU))
     torch.testing.assert_close(expected["uncond"], moving("cond", 8))
     memory.renew({"uncond": START[:, :1]}, 8, 1.0, torch.tensor([0]), memory.fetch(("uncond",), CPU))
     assert error(memory, "cond", 8) < 1e-6
+
+
+def test_the_conditional_stream_leads_and_is_recorded_first_in_whatever_order():
+    rows = {stream: moving(stream, 0) for stream in ("uncond", "cond")}
+    led, unled = LayerMemory(PACKED, "cond"), LayerMemory(PACKED)
+    for memory in (led, unled):
+        memory.record(rows, 0)
+    assert error(led, "cond", 0) < error(unled, "cond", 0)
+    alone = LayerMemory(PACKED, "cond")
+    alone.record({"uncond": rows["uncond"]}, 0)  # the one that should lead comes later
+    alone.record(rows, 0)
+    assert error(alone, "uncond", 0) < error(led, "uncond", 0)
+
+
+@pytest.mark.parametrize("bits", [0, 4])
+def test_where_the_leading_stream_leaves_the_run_another_leads(bits):
+    memory = filled(MemoryTier(bits=8, turn_bits=4, apart_bits=bits))
+    for position in (8, 12, 16, 20):  # cfg 1 from here on, for the one that did not lead
+        memory.record({"uncond": moving("uncond", position)}, position)
+    assert error(memory, "uncond", 24) < 0.06
+    assert memory.has("uncond") and not memory.has("cond")
 
 
 @pytest.mark.parametrize("field", ["bits", "turn_bits", "apart_bits"])

@@ -65,7 +65,7 @@ def test_rows_come_back_in_their_own_shape_and_dtype(bits, dtype):
 def test_some_rows_are_renewed_alone(bits):
     kept, fetched = packed(bits, rows())
     before, slots = kept.get(fetched).clone(), torch.tensor([3, 17])
-    kept.set_at(slots, before[:, slots] + 1, fetched)
+    kept.renew(slots, before[:, slots] + 1, fetched)
     after = kept.get(fetched)
     rest = torch.ones(SHAPE[1], dtype=torch.bool).index_fill_(0, slots, False)
     assert torch.equal(after[:, rest], before[:, rest]) and not torch.equal(after[:, slots], before[:, slots])
@@ -75,7 +75,7 @@ def test_some_rows_are_renewed_alone(bits):
 def test_what_was_fetched_is_renewed_with_what_is_kept():
     kept, fetched = packed(8, rows())
     copies, slots = [t.clone() for t in fetched], torch.tensor([0, 39])  # as from host memory
-    kept.set_at(slots, rows()[:, [5, 6]], copies)
+    kept.renew(slots, rows()[:, [5, 6]], copies)
     assert torch.equal(kept.get(copies), kept.get(kept.fetch(torch.device("cpu"))))
     assert torch.equal(kept.get(copies)[:, slots], kept.get(copies)[:, [5, 6]])
 
