@@ -52,7 +52,8 @@ class CachePolicy:
         memory_turn_bits: the same for the slopes and bends that takes.
         memory_apart_bits: the same for the other streams' differences from the first; 0 takes them for equal, 16
             remembers each on its own.
-        memory_offload: kept in host memory.
+        memory_offload: kept in host memory, page-locked for a CUDA device, where torch rounds blocks up to powers of
+            two: up to twice the budget may be taken.
         forecast_order: of the polynomial that extrapolates predictions along the evaluation index; 0 holds them.
         forecast_damping: factor on what is extrapolated, 0 to 1; fitted online when None.
         forecast_quantity: ``v`` or ``x0``; x0 for stochastic samplers when None.
