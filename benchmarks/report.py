@@ -166,7 +166,8 @@ def sections() -> dict[Path, str]:
     front += [overview(benched)] if benched else []
     behind = [bench_table(result) for result in benched]
     tables = (
-        ("tiers", tiers.table, front), ("comfyui", comfyui_table, behind), ("panel", panel_table, front),
+        ("tiers", tiers.front, front), ("tiers", tiers.table, behind),
+        ("comfyui", comfyui_table, behind), ("panel", panel_table, front),
         ("costs", costs_table, behind), ("forecasts", forecasts.table, behind), ("kinds", kinds_table, behind),
     )  # fmt: skip
     for name, table, parts in tables:

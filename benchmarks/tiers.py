@@ -36,6 +36,7 @@ ASIDE = (  # no rungs of the ladder
     MemoryTier(bits=6, apart_bits=2, order=0),
     MemoryTier(bits=6, apart_bits=0, order=0),
 )
+FRONT = (0, 1, 2, 3, 5, 7, 8, 9, 10, 12, 13)
 TIERS = (*(tier for tier in LADDER if tier.share in (1.0, 0.75, 0.5, 0.25, 0.1)), *ASIDE)
 
 
@@ -53,15 +54,21 @@ def compare(index: int) -> list[dict]:
     return rows
 
 
-def table(result: dict) -> list[str]:
+def front(result: dict) -> list[str]:
+    """The table of the ladder's main rungs."""
+    return table(result, tuple(TIERS[i] for i in FRONT))
+
+
+def table(result: dict, shown: tuple[MemoryTier, ...] = TIERS) -> list[str]:
     """A line a tier: means over the clips."""
     tiers: dict[str, list[dict]] = {}
     for row in result["rows"]:
         tiers.setdefault(row["tier"], []).append(row)
     clips = len({row["clip"] for row in result["rows"]})
+    aside = f" (the last {len(ASIDE)} only if asked for)" if shown == TIERS else ""
     lines = [
-        f"**Ways to remember context**, best first (the last {len(ASIDE)} only if asked for): error of the final "
-        "latent in the edit on nano, with only partial evaluations between six full ones "
+        f"**Ways to remember context**, best first{aside}: error of the final latent in the edit on nano, with only "
+        "partial evaluations between six full ones "
         f"({clips} tuning clip{'s' * (clips > 1)}, "
         f"{result['machine']['device']}), and, by arithmetic, what real models need at 480x832 with guidance and a "
         "mask of 20%:",
@@ -69,11 +76,10 @@ def table(result: dict) -> list[str]:
         f"| remembered | error in the edit | {' | '.join(REAL)} |",
         "|---" * (len(REAL) + 2) + "|",
     ]
-    known = {str(tier): tier for tier in TIERS}
-    for name, rows in tiers.items():
-        sizes = (known[name].bytes(round(CONTEXT * tokens), dim, layers, 2, 2) for dim, layers, tokens in REAL.values())
-        db = statistics.mean(row["db"] for row in rows)
-        lines.append(f"| {name} | {db:.1f} dB | {' | '.join(f'{size / 2**30:.1f} GB' for size in sizes)} |")
+    for tier in (tier for tier in shown if str(tier) in tiers):
+        sizes = (tier.bytes(round(CONTEXT * tokens), dim, layers, 2, 2) for dim, layers, tokens in REAL.values())
+        db = statistics.mean(row["db"] for row in tiers[str(tier)])
+        lines.append(f"| {tier} | {db:.1f} dB | {' | '.join(f'{size / 2**30:.1f} GB' for size in sizes)} |")
     return lines
 
 

@@ -10,7 +10,7 @@ from hetcache_core.costs import ModelShape
 from hetcache_core.packing import pack
 from hetcache_core.prepare import prepare
 from hetcache_core.setup import choose_tier
-from hetcache_core.tiers import NO_MEMORY
+from hetcache_core.tiers import NO_MEMORY, MemoryTier
 from hetcache_core.tokens import TokenGrid, classify
 
 T, H, W, STEPS = 3, 16, 16, 20
@@ -134,6 +134,20 @@ def test_tiers_fit_their_budget(budget):
     assert held <= budget * 2**20
     assert (tier == NO_MEMORY) == (held == 0)
     assert held > 0 or budget == 0
+
+
+@pytest.mark.parametrize(
+    ("frames", "mib", "expected"),
+    [(9, 2048, MemoryTier(bits=6, turn_bits=2, apart_bits=2, order=1)),
+     (21, 2048, MemoryTier(bits=4, apart_bits=0, order=0)),
+     (21, 2560, MemoryTier(0.55, bits=6, turn_bits=2, apart_bits=2, order=1))],
+)  # fmt: skip
+def test_what_a_budget_means_for_a_real_model(frames, mib, expected):
+    """Wan2.1-VACE 1.3B at 480x832, 33 and 81 frames, as the README has it."""
+    touched = torch.zeros(frames, 30, 52, dtype=torch.bool)
+    touched[:, 8:22, 15:37] = True
+    known = {"shape": ModelShape(1536, 30, 8960, 15), "grid": TokenGrid(frames, 30, 52), "itemsize": 2}
+    assert choose_tier(CachePolicy(memory_budget_mb=mib), setup(classify(touched), **known)) == expected
 
 
 def test_a_budget_too_small_to_follow_the_context_is_named_with_one_that_would_do():
