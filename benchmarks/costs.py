@@ -122,6 +122,9 @@ def measure(name: str, mask: float, policy: CachePolicy) -> dict:
 
 POLICIES = {
     "all context remembered": CachePolicy(),
+    "packed as a real model's": CachePolicy(
+        memory_bits=8, memory_order=1, memory_turn_bits=2, memory_apart_bits=2
+    ),
     "a quarter remembered": CachePolicy(memory_share=0.25),
     "weighted prune": CachePolicy(memory_share=0.0),
 }
