@@ -94,8 +94,9 @@ def _prepare(policy: CachePolicy, setup: RunSetup, profile: ErrorProfile) -> Pre
         "" if policy.method == "profilingdit" else setup.no_partials,
         planned.note if planned else "",
         block_note,
-        budget_note(policy, setup, tier, block_bytes) if method.expects(PARTIAL, -1) else "",
     ]
+    if not any(notes) and method.expects(PARTIAL, -1):  # one thing at a time: what comes first weighs more
+        notes.append(budget_note(policy, setup, tier, block_bytes))
     return Prepared(
         method=method,
         plan=planned,
