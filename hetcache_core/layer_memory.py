@@ -47,7 +47,7 @@ class Apart:
 
     def beside(self, first: Tensor, fetched: list[list[Tensor]]) -> Tensor:
         """All rows, where the first stream's are expected to be ``first``."""
-        return self._rows.get(fetched[0], onto=first)
+        return self._rows.measured(self._rows.spreads(fetched[0]), onto=first)
 
 
 class LayerMemory:

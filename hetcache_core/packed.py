@@ -103,11 +103,9 @@ class Rows:
         """What is kept, on a device; without waiting where it comes from pinned memory."""
         return [part.to(device, non_blocking=True) for part in self._kept]
 
-    def get(self, fetched: list[Tensor], slots: Tensor | slice = _ALL, onto: Tensor | None = None) -> Tensor:
-        """The rows of some slots, from what was fetched (not to be written to); added to ``onto``."""
-        if not self.packed:
-            return fetched[0][:, slots] if onto is None else onto + fetched[0][:, slots]
-        return self.measured(self.spreads(fetched, slots), onto)
+    def get(self, fetched: list[Tensor], slots: Tensor | slice = _ALL) -> Tensor:
+        """The rows of some slots, from what was fetched (not to be written to)."""
+        return self.measured(self.spreads(fetched, slots)) if self.packed else fetched[0][:, slots]
 
     def spreads(
         self, fetched: list[Tensor], slots: Tensor | slice = _ALL, factor: Tensor | None = None,
