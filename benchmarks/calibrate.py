@@ -38,8 +38,8 @@ RULES = ((1, 4), (0, 3), (2, 7), (5, 31))  # least and one more than most: warm-
 PARTIALS = 0.75  # of the schedules may have partial evaluations, so that forecasts alone are foretold as well
 NOTHING = 0.01  # a spill below does not show
 AGEINGS = (0.4, 0.6, 0.8, 1.0)  # compared with what the error model assumes
-KNOTS = 6  # of the weight curve, at even positions
-SMOOTH = 0.3  # how much a bend of the weight curve, in nepers, counts beside the misfit of a run
+KNOTS = 4  # of the weight curve, at even positions
+SMOOTH = 3.0  # how much a bend of the weight curve, in nepers, counts beside the misfit of a run; it has to generalise
 
 
 def average(profiles: list[ErrorProfile]) -> ErrorProfile:

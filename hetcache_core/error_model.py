@@ -1,14 +1,16 @@
 """What a sequence of evaluations costs and how far it is expected to miss: the model behind the planner.
 
 The predicted error of a sequence is a sum over evaluations, each weighted by how much an error there matters in the end
-(measured: nearly the same along a schedule whose shift suits the model, a little more at its start):
+(measured: nearly the same along a schedule whose shift suits the model, a little more at its start) and by the step
+that is taken by it:
 
 * reuse, g evaluations after the last computed one: a parabola misses by the third differences up to there, which grow
   as ``g (g + 1) (g + 2) / 6`` and whose size follows the second difference (a held prediction misses by the first
-  difference times g);
+  difference times g, and so does what follows a single computed evaluation), up to as much as there is;
 * partial, G evaluations after the last full one: generative tokens see context remembered G evaluations ago, which
-  costs ``G ** AGEING``, whether it is extrapolated or, at a higher price, held; what is forecast from partial
-  evaluations has seen no newer context either;
+  costs ``G ** AGEING``, whether it is extrapolated or, at a higher price, held, per change of the clean clip (sigma
+  times that of the prediction, which low noise enlarges); what is forecast from partial evaluations has seen no newer
+  context either;
 * both: the context's own forecast error, a share of which spills into the edit;
 * guidance reused, G evaluations after the last full one: its difference was forecast so far, at the profile's price;
 * blocks reused, G evaluations after the last full one: their deltas were held so far, at the profile's price;
@@ -37,6 +39,9 @@ PARTS = {HALF: PARTIAL + GUIDANCE}  # what a kind is made of, where it is not it
 # Context twice as old costs half as much again. Our choice: exponents from 0.4 to 1.3 foretell nano's errors about as
 # well; the staleness of the shipped profiles was fitted with this one.
 AGEING = 0.6
+# A step is brief below this share of the schedule's mean. A forecast for it can hardly spoil the result, so that it may
+# be had even where steps are few; and what is mended at the end is mended by the longer step before.
+BRIEF = 0.25
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Rules:
 
     Args:
         warmup, cooldown: full evaluations at the start (at least 1) and at the end.
-        max_reuse: most reuse evaluations in a row.
+        max_reuse: most reuse evaluations in a row. brief: whether those of brief steps may be reused even if that is 0.
         refresh: most evaluations from one full evaluation to the next.
         partials: whether partial evaluations are possible at all.
         guidance, blocks: whether guidance may be reused, and background blocks.
@@ -64,6 +69,7 @@ class Rules:
     spare_cooldown: bool = False
     guidance: bool = False
     blocks: bool = False
+    brief: bool = False
 
     def __post_init__(self):
         if self.warmup < 1 or self.cooldown < 0 or self.max_reuse < 0 or self.refresh < 1:
@@ -89,6 +95,7 @@ class Rules:
         spare = policy.cooldown is None and cooldown > 0
         guided = streams > 1 and profile.guidance is not None
         reusing = {"guidance": guided, "blocks": blocks and profile.blocks is not None}
+        reusing["brief"] = policy.max_reuse is None
         hold = policy.forecast_order == 0
         return cls(warmup, cooldown, max_reuse, refresh, partials, hold, held, spare, **reusing)
 
@@ -129,24 +136,29 @@ class ErrorModel:
     def __init__(self, sigmas: Sequence[float], profile: ErrorProfile, costs: Costs, rules: Rules, done: str = ""):
         self.done = done
         self.n, levels = len(sigmas) - 1, sigmas[:-1]
-        self.weight = profile.at("weight", levels) / len(profile.sigmas)
-        self.first, self.second = profile.at("first", levels), profile.at("second", levels)
+        self.weight = profile.at("weight", sigmas) / len(profile.sigmas)
+        self.first, self.second = profile.at("first", sigmas), profile.at("second", sigmas)
         staleness = profile.staleness_held if rules.held else profile.staleness
-        self.stale = staleness * profile.at("context_first", levels)
+        self.stale = staleness * profile.at("context_first", sigmas) * np.asarray(levels)
         if self.n <= FEW_STEPS:
-            # Over long steps it is the clean clip's change that ages context, not the prediction's, which low noise
-            # enlarges and which would put a second full evaluation at the end, where it does least.
+            # Measured: the long steps at low noise ask still less of the context. Without this a second full evaluation
+            # would come at the end, where it does least.
             self.stale = self.stale * np.asarray(levels)
-        self.spill = profile.spill * profile.at("context_second", levels)
+        self.spill = profile.spill * profile.at("context_second", sigmas)
         self.guided = (profile.guidance or 0.0) * self.second
         self.blocked = (profile.blocks or 0.0) * self.first
         self.rules, self.price = rules, prices(costs)
+        steps = profile.steps(sigmas)
+        brief = steps < BRIEF * steps.mean()
+        self.most_reuse = np.maximum(rules.max_reuse, brief & rules.brief)  # in a row, up to each evaluation
+        ending = max(rules.cooldown, 1 + int(np.cumprod(brief[::-1]).sum()))
+        self._cooldown = range(self.n - ending, self.n - ending + rules.cooldown)
 
     def cost(self, decisions) -> float:
         return sum(self.price[d] for d in decisions)
 
     def forced_full(self, i: int) -> bool:
-        return i < self.rules.warmup or i >= self.n - self.rules.cooldown
+        return i < self.rules.warmup or i in self._cooldown
 
     def _renewed(self, kind: str, i: int, age):
         """Error of a renewing kind by cause: forecast, stale context, spill; ``age``: since the last full one."""
@@ -156,13 +168,21 @@ class ErrorModel:
         elif kind == BLOCKS:
             forecast = self.blocked[i] * age
         if kind in (PARTIAL, HALF):
-            stale, spill = self.stale[i] * age**AGEING, self.spill[i] * age * age
+            stale, spill = self._stale(i, age), self.spill[i] * age * age
         return tuple(self.weight[i] * term for term in (forecast, stale, spill))
+
+    def _miss(self, i: int, g):
+        """How far a forecast misses g evaluations after the last computed one."""
+        curved = (g < i) & (not self.rules.hold)  # after a single computed one there is nothing but to hold it
+        return np.minimum(np.where(curved, self.second[i] * missed(g), self.first[i] * g), 1.0)
+
+    def _stale(self, i: int, age):
+        return np.minimum(self.stale[i] * age**AGEING, 1.0)
 
     def _reused(self, i: int, g, age):
         """The same of a reuse g evaluations after the last computed one."""
-        ahead = self.first[i] * g if self.rules.hold else self.second[i] * missed(g)
-        stale = np.where(age > g, self.stale[i] * age**AGEING, 0.0)  # the last one computed was not a full one
+        ahead = self._miss(i, g)
+        stale = np.where(age > g, self._stale(i, age), 0.0)  # the last one computed was not a full one
         return tuple(self.weight[i] * term for term in (ahead, stale, self.spill[i] * age * age))
 
     def by_evaluation(self, decisions) -> list[tuple[float, float, float]] | None:
@@ -178,7 +198,7 @@ class ErrorModel:
             if self.forced_full(i) or age >= rules.refresh:
                 return None
             if decision == REUSE:
-                if g > rules.max_reuse:
+                if g > self.most_reuse[i]:
                     return None
                 found.append(self._reused(i, g, age))
             elif decision in renewing:
@@ -201,7 +221,7 @@ class ErrorModel:
     def best(self, price: float) -> list[str]:
         """Sequence of least ``error + price * cost``, by dynamic programming over (g, age)."""
         rules = self.rules
-        reach, ages = rules.max_reuse + 1, rules.refresh
+        reach, ages = int(self.most_reuse.max(initial=0)) + 1, rules.refresh
         gap, age = np.arange(reach)[:, None], np.arange(ages)[None, :]
         older, aged = slice(0, ages - 1), np.arange(1, ages)
         value = np.full((reach, ages), np.inf)
@@ -217,10 +237,10 @@ class ErrorModel:
                     kinds[1:] = np.asarray(rules.renewing)[np.argmin(options, axis=0)]
                     new[0, 1:] = value.min(axis=0)[older] + np.min(options, axis=0)
                     back[0, 1:] = states[value.argmin(axis=0)[older], aged - 1]
-                if rules.max_reuse:
-                    error = sum(self._reused(i, gap[:-1] + 1, age[:, older] + 1))
-                    new[1:, 1:] = value[:-1, older] + error + price * self.price[REUSE]
-                    back[1:, 1:] = states[:-1, older]
+                if most := self.most_reuse[i]:
+                    error = sum(self._reused(i, gap[:most] + 1, age[:, older] + 1))
+                    new[1 : most + 1, 1:] = value[:most, older] + error + price * self.price[REUSE]
+                    back[1 : most + 1, 1:] = states[:most, older]
             moves.append((back, kinds))
             value = new
         state, decisions = int(value.argmin()), []

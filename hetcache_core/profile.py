@@ -36,10 +36,11 @@ class ErrorProfile:
             where they take larger steps, first differences grow with the step and second ones with its square.
         first, second: first and second differences in the evaluation index, of generative tokens.
         context_first, context_second: the same for context tokens.
-        weight: final error in the edit per unit of error in one evaluation's prediction, times the evaluations; only
-            its shape matters.
-        staleness: error that remembered context of age 1 causes in generative tokens, per unit of ``context_first``,
-            where it is extrapolated. staleness_held: where it is held.
+        weight: final error in the edit per unit of error in one evaluation's prediction, times the evaluations, for a
+            step as long as the measured schedule's there; only its shape matters.
+        staleness: error that remembered context of age 1 causes in generative tokens, per unit of ``context_first``
+            times sigma, which is how far the clean clip has moved, where it is extrapolated. staleness_held: where it
+            is held.
         spill: share of the context's forecast error that reaches generative tokens.
         overhead: cost of a partial evaluation beyond its share of a full one's arithmetic, in full evaluations.
         warmup: share of the evaluations that are full at the start. cooldown: number of full ones at the end.
@@ -108,16 +109,33 @@ class ErrorProfile:
         """One of the curves placed on another schedule and scaled to its steps, float64 ``[n]``.
 
         Args:
-            sigmas: noise level of every evaluation, ``[n]``.
+            sigmas: noise level of every evaluation and the final one, ``[n + 1]``.
         """
-        count = len(self.sigmas)
-        places = np.interp(np.asarray(sigmas), self.sigmas[::-1], np.arange(count)[::-1])
+        places, values = self._places(sigmas)[:-1], getattr(self, curve)
+        found = np.interp(places, np.linspace(0, len(self.sigmas) - 1, len(values)), values)
+        if curve == "weight":
+            return found * self.steps(sigmas)
         levels = np.unique(places)
-        # evaluations at one level (both stages of Heun) share its step
-        step = np.interp(places, levels, np.gradient(levels)) if len(levels) > 1 else np.ones(len(places))
-        values = getattr(self, curve)
-        order = 2 if curve.endswith("second") else 1
-        return np.interp(places, np.linspace(0, count - 1, len(values)), values) * step**order
+        around = np.gradient(levels) if len(levels) > 1 else np.ones(1)
+        return found * around[np.searchsorted(levels, places)] ** (2 if curve.endswith("second") else 1)
+
+    def steps(self, sigmas: Sequence[float]) -> np.ndarray:
+        """How long a step is taken by each evaluation, in steps of the measured schedule there, float64 ``[n]``.
+
+        The last may be very short: diffusers' Euler ends so, and ComfyUI's ``normal`` schedule. Evaluations at one
+        level (both stages of Heun) share a step.
+        """
+        places = self._places(sigmas)
+        levels = np.unique(places[:-1])
+        return np.diff([*levels, places[-1]]).clip(min=0.0)[np.searchsorted(levels, places[:-1])]
+
+    def _places(self, sigmas: Sequence[float]) -> np.ndarray:
+        """Noise levels -> places along the measured schedule, which goes on to 1 and to 0 as it began and ended."""
+        (first, second), (before, last) = self.sigmas[:2], self.sigmas[-2:]
+        end = len(self.sigmas) - 1
+        known = [1.0, *self.sigmas, 0.0]
+        places = [-(1.0 - first) / (first - second), *range(end + 1), end + last / (before - last)]
+        return np.interp(np.asarray(sigmas, dtype=float), known[::-1], places[::-1])
 
     @property
     def impacts(self) -> dict[str, float]:

@@ -43,8 +43,7 @@ class Replanned(Planned):
         full = len(plan.decisions) - len(plan.decisions.rstrip(FULL))
         self._rules = replace(rules, cooldown=min(rules.cooldown, full), spare_cooldown=False)
         self._sigmas, self._speed, self._profile = sigmas, speed, profile
-        levels = sigmas[:-1]
-        self._second, self._drift = profile.at("second", levels), profile.at("context_first", levels)
+        self._second, self._drift = profile.at("second", sigmas), profile.at("context_first", sigmas)
         self._spacing: float | None = None
         self._means: dict[str, float] = {}
         self._used = {"predictions": 0.0, "context": 0.0}

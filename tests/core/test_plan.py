@@ -73,6 +73,16 @@ def test_few_steps_use_partials_alone():
     assert result.predicted_speed >= 2.0
 
 
+def test_with_few_steps_only_brief_ones_are_forecast():
+    brief = [1.0, 0.9527, 0.8832, 0.7714, 0.5616, 0.0244, 0.0]  # as diffusers' Euler ends
+    for schedule, reused in ((brief, [5]), (sigmas(6), [])):
+        few = Rules.of(CachePolicy(), NANO, 6)
+        decisions = plan(schedule, Costs(0.6), 2.0, few, NANO).decisions
+        assert [i for i, decision in enumerate(decisions) if decision == "R"] == reused
+    forbidden = Rules.of(CachePolicy(max_reuse=0), NANO, 6)
+    assert "R" not in plan(brief, Costs(0.6), 2.0, forbidden, NANO).decisions
+
+
 @pytest.mark.parametrize("steps", [6, 8])
 def test_with_few_steps_a_second_full_one_comes_in_the_middle(steps):
     few = Rules.of(CachePolicy.preset("few-step"), NANO, steps)
@@ -137,22 +147,37 @@ def test_profiles_load_by_name_and_file_and_say_what_is_wrong(tmp_path):
 
 
 def test_profile_differences_scale_with_the_steps_of_a_schedule():
-    twice, same = (np.asarray(WAN.sigmas)[::k] for k in (2, 1))
+    twice, same = ([*np.asarray(WAN.sigmas)[::k], 0.0] for k in (2, 1))
     np.testing.assert_allclose(WAN.at("first", same)[10], WAN.first[4], rtol=0.1)
     assert WAN.at("first", twice)[5] == pytest.approx(2 * WAN.at("first", same)[10], rel=1e-6)
     assert WAN.at("second", twice)[5] == pytest.approx(4 * WAN.at("second", same)[10], rel=1e-6)
     assert WAN.at("weight", twice)[5] == pytest.approx(2 * WAN.at("weight", same)[10], rel=1e-6)
 
 
+def test_an_evaluation_weighs_as_much_as_the_step_taken_by_it():
+    brief = [1.0, 0.9527, 0.8832, 0.7714, 0.5616, 0.0244, 0.0]  # diffusers' Euler at shift 5
+    steps, weights = NANO.steps(brief), NANO.at("weight", brief)
+    assert steps[-1] < 0.1 * steps[:-1].min() and weights[-1] < 0.2 * weights[:-1].min()
+    np.testing.assert_allclose(NANO.steps(sigmas(6)).sum(), NANO.steps(sigmas(30)).sum())
+    np.testing.assert_allclose(NANO.steps(sigmas(6)), NANO.steps(sigmas(6)).mean(), rtol=0.02)
+
+
+def test_schedules_beyond_the_measured_one_go_on_as_it_began_and_ended():
+    part = replace(WAN, sigmas=WAN.sigmas[10:40], model=None)
+    np.testing.assert_allclose(part.steps((*WAN.sigmas, 0.0))[10:39], 1.0)
+    assert (part.steps((*WAN.sigmas, 0.0)) > 0).all() and len(part.at("first", (*WAN.sigmas, 0.0))) == 50
+
+
 def test_profiles_are_placed_by_sigma_also_on_a_part_of_a_schedule():
-    rest = np.asarray(WAN.sigmas)[20:]
-    np.testing.assert_allclose(WAN.at("second", rest), WAN.at("second", WAN.sigmas)[20:])
+    whole = [*WAN.sigmas, 0.0]
+    np.testing.assert_allclose(WAN.at("second", whole[20:]), WAN.at("second", whole)[20:])
 
 
 def test_evaluations_at_one_sigma_get_the_same_values():
-    heun = np.repeat(np.asarray(WAN.sigmas)[10:20], 2)
-    values = WAN.at("second", heun)
-    assert np.isfinite(values).all() and np.array_equal(values[::2], values[1::2])
+    heun = [*np.repeat(np.asarray(WAN.sigmas)[10:20], 2), 0.0]
+    for curve in ("second", "weight"):
+        values = WAN.at(curve, heun)
+        assert np.isfinite(values).all() and np.array_equal(values[::2], values[1::2])
 
 
 def test_models_find_their_profile():

@@ -26,7 +26,7 @@ def follow(predictions=1.0, context=1.0, profile=NANO, rules=RULES):
     """(decisions, first plan, reasons) of a run whose change is this many times the profile's."""
     first, reasons = plan(SIGMAS, COSTS, 3.0, rules, profile), []
     method = Replanned(first, SIGMAS, 3.0, rules, profile, lambda plan, reason: reasons.append(reason))
-    truth = {c: profile.at(c, SIGMAS[:-1]) for c in ("first", "second", "context_first")}
+    truth = {c: profile.at(c, SIGMAS) for c in ("first", "second", "context_first")}
     done, last, spacing = "", 0, None
     for i in range(30):
         done += method.decide(i)[0]
