@@ -6,7 +6,7 @@ that is taken by it:
 
 * reuse, g evaluations after the last computed one: a parabola misses by the third differences up to there, which grow
   as ``g (g + 1) (g + 2) / 6`` and whose size follows the second difference (a held prediction misses by the first
-  difference times g, and so does what follows a single computed evaluation), up to as much as there is;
+  difference times g, and so does what follows a single computed evaluation);
 * partial, G evaluations after the last full one: generative tokens see context remembered G evaluations ago, which
   costs ``G ** AGEING``, whether it is extrapolated or, at a higher price, held, per change of the clean clip (sigma
   times that of the prediction, which low noise enlarges); what is forecast from partial evaluations has seen no newer
@@ -15,6 +15,8 @@ that is taken by it:
 * guidance reused, G evaluations after the last full one: its difference was forecast so far, at the profile's price;
 * blocks reused, G evaluations after the last full one: their deltas were held so far, at the profile's price;
 * half: a partial evaluation with guidance reused, which errs as both do.
+
+Neither forecasts nor stale context miss by more than the whole of a prediction.
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ PARTS = {HALF: PARTIAL + GUIDANCE}  # what a kind is made of, where it is not it
 # Context twice as old costs half as much again. Our choice: exponents from 0.4 to 1.3 foretell nano's errors about as
 # well; the staleness of the shipped profiles was fitted with this one.
 AGEING = 0.6
-# A step is brief below this share of the schedule's mean. A forecast for it can hardly spoil the result, so that it may
-# be had even where steps are few; and what is mended at the end is mended by the longer step before.
+# What ends a schedule is brief up to this share of its mean step in all. A forecast for it can hardly spoil the result,
+# so that it may be had even where steps are few; and what a cool-down mends it mends by the longer step before.
 BRIEF = 0.25
 
 
@@ -50,13 +52,15 @@ class Rules:
 
     Args:
         warmup, cooldown: full evaluations at the start (at least 1) and at the end.
-        max_reuse: most reuse evaluations in a row. brief: whether those of brief steps may be reused even if that is 0.
+        max_reuse: most reuse evaluations in a row.
         refresh: most evaluations from one full evaluation to the next.
         partials: whether partial evaluations are possible at all.
         guidance, blocks: whether guidance may be reused, and background blocks.
         hold: whether predictions are held rather than extrapolated.
         held: whether remembered context is, or may as well be.
         spare_cooldown: whether the cool-down may be shortened where the target leaves too little for it.
+        brief: whether a brief ending may be reused one by one where max_reuse is 0, and does not count as cool-down
+            while a longer step goes without.
     """
 
     warmup: int
@@ -95,7 +99,7 @@ class Rules:
         spare = policy.cooldown is None and cooldown > 0
         guided = streams > 1 and profile.guidance is not None
         reusing = {"guidance": guided, "blocks": blocks and profile.blocks is not None}
-        reusing["brief"] = policy.max_reuse is None
+        reusing["brief"] = policy.max_reuse is None and policy.cooldown is None
         hold = policy.forecast_order == 0
         return cls(warmup, cooldown, max_reuse, refresh, partials, hold, held, spare, **reusing)
 
@@ -149,9 +153,9 @@ class ErrorModel:
         self.blocked = (profile.blocks or 0.0) * self.first
         self.rules, self.price = rules, prices(costs)
         steps = profile.steps(sigmas)
-        brief = steps < BRIEF * steps.mean()
-        self.most_reuse = np.maximum(rules.max_reuse, brief & rules.brief)  # in a row, up to each evaluation
-        ending = max(rules.cooldown, 1 + int(np.cumprod(brief[::-1]).sum()))
+        brief = (np.cumsum(steps[::-1])[::-1] < BRIEF * steps.mean()) & rules.brief
+        self.most_reuse = np.maximum(rules.max_reuse, brief)  # in a row, up to each evaluation
+        ending = max(rules.cooldown, 1 + int(brief.sum()))
         self._cooldown = range(self.n - ending, self.n - ending + rules.cooldown)
 
     def cost(self, decisions) -> float:

@@ -31,6 +31,7 @@ class Plan:
         predicted_speed: full evaluations' cost over this plan's.
         predicted_error: the model's sum, relative to the prediction's size; compares plans, promises no PSNR.
         note: why the target was missed, in plain words, or empty.
+        costs, cooldown: it was made with.
     """
 
     decisions: str
@@ -38,14 +39,15 @@ class Plan:
     predicted_error: float
     note: str = ""
     costs: Costs = field(default_factory=lambda: Costs(1.0))
+    cooldown: int = 0
 
     def __getitem__(self, evaluation: int) -> str:
         """Decision of an evaluation; full beyond the planned ones."""
         return self.decisions[evaluation] if 0 <= evaluation < len(self.decisions) else FULL
 
     @classmethod
-    def full(cls, evaluations: int, note: str = "") -> Plan:
-        return cls(FULL * evaluations, 1.0, 0.0, note)
+    def full(cls, evaluations: int, note: str = "", cooldown: int = 0) -> Plan:
+        return cls(FULL * evaluations, 1.0, 0.0, note, cooldown=cooldown)
 
     @classmethod
     def given(cls, schedule: str, evaluations: int, costs: Costs) -> Plan:
@@ -94,7 +96,7 @@ def _plan(
     evaluations = len(sigmas) - 1
     if speed <= 1.0 or evaluations <= rules.warmup + rules.cooldown:
         note = "" if speed <= 1.0 else f"{evaluations} evaluations are no more than warm-up and cool-down; all are full"
-        return Plan.full(max(evaluations, 0), note)
+        return Plan.full(max(evaluations, 0), note, rules.cooldown)
     model = ErrorModel(sigmas, profile, costs, rules, done)
     budget = evaluations / speed
     decisions, note = _cheapest_error(model, budget), ""
@@ -109,7 +111,7 @@ def _plan(
     else:
         decisions = _spend(model, decisions, budget)
         cost = model.cost(decisions)
-    return Plan("".join(decisions), evaluations / cost, model.error(decisions), note, costs)
+    return Plan("".join(decisions), evaluations / cost, model.error(decisions), note, costs, rules.cooldown)
 
 
 def _cheapest_error(model: ErrorModel, budget: float) -> list[str]:

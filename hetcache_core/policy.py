@@ -33,8 +33,8 @@ class CachePolicy:
     To tinker with (``None`` = chosen for the run):
         warmup, cooldown: full evaluations at the start and at the end; a chosen cool-down is shortened where the speed
             leaves too little for it.
-        max_reuse: most reuse evaluations in a row; 0 forbids reuse. When None, 5, but at 8 evaluations and fewer only
-            single ones, where a forecast can hardly spoil the result.
+        max_reuse: most reuse evaluations in a row; 0 forbids reuse. When None, 5, but at 8 evaluations and fewer plans
+            reuse none but a very short last step.
         refresh: most evaluations from one full evaluation to the next.
         schedule: the decisions themselves, a letter an evaluation (``FFRPRF``: full, reuse, partial; B reuses the
             background blocks, G guidance, H is a partial one that reuses guidance), instead of a plan; evaluations
@@ -216,5 +216,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quality": {"speed": 2.0},
     "balanced": {"speed": 3.0},
     "fast": {"speed": 4.0},
-    "few-step": {"speed": 2.0},
+    "few-step": {"speed": 2.0, "max_reuse": 0},
 }

@@ -122,12 +122,16 @@ class ErrorProfile:
     def steps(self, sigmas: Sequence[float]) -> np.ndarray:
         """How long a step is taken by each evaluation, in steps of the measured schedule there, float64 ``[n]``.
 
-        The last may be very short: diffusers' Euler ends so, and ComfyUI's ``normal`` schedule. Evaluations at one
-        level (both stages of Heun) share a step.
+        The last may be very short: diffusers' Euler ends so, and ComfyUI's ``normal`` schedule. Of two evaluations at
+        one level, as of one at the final level, the first corrects the step that led there (Heun).
         """
         places = self._places(sigmas)
-        levels = np.unique(places[:-1])
-        return np.diff([*levels, places[-1]]).clip(min=0.0)[np.searchsorted(levels, places[:-1])]
+        levels, at, counts = np.unique(places[:-1], return_inverse=True, return_counts=True)
+        after = np.diff([*levels, max(places[-1], levels[-1])])
+        before = np.concatenate([after[:1], after[:-1]])
+        corrects = np.diff(at, prepend=-1) > 0  # the first one at its level
+        corrects &= (counts[at] > 1) | (after[at] == 0)
+        return np.where(corrects, before[at], after[at])
 
     def _places(self, sigmas: Sequence[float]) -> np.ndarray:
         """Noise levels -> places along the measured schedule, which goes on to 1 and to 0 as it began and ended."""
@@ -136,6 +140,18 @@ class ErrorProfile:
         known = [1.0, *self.sigmas, 0.0]
         places = [-(1.0 - first) / (first - second), *range(end + 1), end + last / (before - last)]
         return np.interp(np.asarray(sigmas, dtype=float), known[::-1], places[::-1])
+
+    def measured(self, name: str, sigmas: Sequence[float], **curves: tuple[float, ...]) -> ErrorProfile:
+        """This profile with curves measured on another model or schedule, down to sigma 0.
+
+        Args:
+            name: of the model. sigmas: of the measured evaluations, ``[n]``. curves: all but ``weight``, which is this
+                profile's, placed on the schedule.
+        """
+        found = replace(self, name=name, sigmas=tuple(sigmas), model=None, source="measured", **curves)
+        ends = (*sigmas, 0.0)
+        weight = self.at("weight", ends) / found.steps(ends).clip(min=1e-6) * len(sigmas) / len(self.sigmas)
+        return replace(found, weight=tuple(weight.tolist()))
 
     @property
     def impacts(self) -> dict[str, float]:

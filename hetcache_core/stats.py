@@ -7,7 +7,7 @@ import json
 import statistics
 import time
 from collections.abc import Hashable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -155,7 +155,7 @@ class RunStats:
 
         Args:
             name: of the model.
-            like: where staleness, spill, overhead and warm-up are taken from; one run cannot measure them.
+            like: where weights, staleness, spill, overhead and warm-up are taken from; one run cannot measure them.
 
         Raises:
             ValueError: nothing was measured: another method, no mask, or fewer than four evaluations.
@@ -167,9 +167,8 @@ class RunStats:
         def mean(recorders, field):
             return tuple(float(v) for v in np.mean([getattr(r, field) for r in recorders], axis=0))
 
-        return replace(
-            like, name=name, sigmas=tuple(r.sigma for r in self.records), model=None, source="measured",
-            first=mean(edit, "first"), second=mean(edit, "second"),
+        return like.measured(
+            name, [r.sigma for r in self.records], first=mean(edit, "first"), second=mean(edit, "second"),
             context_first=mean(context, "first"), context_second=mean(context, "second"),
         )  # fmt: skip
 

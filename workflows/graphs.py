@@ -97,9 +97,9 @@ def vace_inpainting_6_steps(g) -> None:
 As the workflow *hetcache_vace_inpainting*, with the CausVid LoRA: 6 steps, cfg 1. A lightx2v LoRA for Wan2.1 T2V 14B
 can take its place, at strength 1.
 
-With so few steps hardly one can be left out, so **speed** is 1.8 here: HetCache limits some steps to the masked region.
-The smaller the mask, the more that saves. Do not expect more than 2.
-""", speed=1.8, steps=6, cfg=1.0, lora=True, files=(VACE, CAUSVID, TEXT, VAE))  # fmt: skip
+With so few steps none can be left out, so **speed** is 1.8 here and **max_reuse** is 0: HetCache only limits some
+steps to the masked region. The smaller the mask, the more that saves. Do not expect more than 2.
+""", speed=1.8, steps=6, cfg=1.0, lora=True, files=(VACE, CAUSVID, TEXT, VAE), max_reuse=0)  # fmt: skip
 
 
 def vace_reference(g) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from ..error_model import FULL, PARTIAL, Rules, missed
+from ..error_model import PARTIAL, Rules, missed
 from ..forecast import Seen
 from ..plan import Plan, plan
 from ..profile import ErrorProfile
@@ -22,8 +22,8 @@ class Replanned(Planned):
     """Follows a plan and compares, at every computed evaluation, two changes with those its profile foretells: the miss
     of the generative tokens' forecast (the price of reuse) and the drift of the context (the price of partials).
 
-    Both are measured on the watched stream, so the same run gives the same plan again. A common factor changes no plan;
-    what does is their ratio, and a departure from the profile.
+    Both are measured on the watched stream, so the same run gives the same plan again. A common factor changes hardly a
+    plan; what does is their ratio, and a departure from the profile.
 
     Args:
         plan: the first one.
@@ -40,8 +40,7 @@ class Replanned(Planned):
         super().__init__(plan)
         self.notice = notice
         # the cool-down stays what the first plan settled on
-        full = len(plan.decisions) - len(plan.decisions.rstrip(FULL))
-        self._rules = replace(rules, cooldown=min(rules.cooldown, full), spare_cooldown=False)
+        self._rules = replace(rules, cooldown=plan.cooldown, spare_cooldown=False)
         self._sigmas, self._speed, self._profile = sigmas, speed, profile
         self._second, self._drift = profile.at("second", sigmas), profile.at("context_first", sigmas)
         self._spacing: float | None = None
@@ -57,7 +56,7 @@ class Replanned(Planned):
         spacing, self._spacing = self._spacing, seen.gap
         if spacing is None or evaluation >= len(self._second):
             return
-        foretold = self._second[evaluation] * missed(seen.gap)
+        foretold = min(self._second[evaluation] * missed(seen.gap), 1.0)
         self._note("predictions", seen.miss, foretold)
         if seen.drift is not None:
             self._note("context", seen.drift, self._drift[evaluation])

@@ -87,7 +87,7 @@ def test_knobs_that_are_the_same_at_a_higher_speed_are_run_once(monkeypatch):
 def test_each_half_of_ours_stands_alone():
     forecast, partial = (METHODS[name].policy for name in ("forecast", "partial"))
     assert not forecast(30, 3.0, {}).partials and forecast(30, 3.0, {}).max_reuse is None
-    assert forecast(6, 2.0, {}).max_reuse == 5  # where ours would not reuse by default
+    assert forecast(6, 2.0, {}).max_reuse == 5  # where ours reuses a brief last one at most
     assert partial(30, 3.0, {}).max_reuse == 0
 
 

@@ -19,6 +19,12 @@ def sigmas(steps, shift=5.0):
     return shift * s / (1 + (shift - 1) * s)
 
 
+def euler(steps):
+    """As diffusers' Euler at shift 5, whose last step is a brief one."""
+    s = np.linspace(1, 0.005, steps)
+    return [*(5 * s / (1 + 4 * s)), 0.0]
+
+
 def rules(**changes):
     return Rules(**{"warmup": 2, "cooldown": 2, "max_reuse": 4, "refresh": 10, **changes})
 
@@ -74,13 +80,36 @@ def test_few_steps_use_partials_alone():
 
 
 def test_with_few_steps_only_brief_ones_are_forecast():
-    brief = [1.0, 0.9527, 0.8832, 0.7714, 0.5616, 0.0244, 0.0]  # as diffusers' Euler ends
-    for schedule, reused in ((brief, [5]), (sigmas(6), [])):
+    for schedule, reused in ((euler(6), [5]), (sigmas(6), [])):
         few = Rules.of(CachePolicy(), NANO, 6)
         decisions = plan(schedule, Costs(0.6), 2.0, few, NANO).decisions
         assert [i for i, decision in enumerate(decisions) if decision == "R"] == reused
     forbidden = Rules.of(CachePolicy(max_reuse=0), NANO, 6)
-    assert "R" not in plan(brief, Costs(0.6), 2.0, forbidden, NANO).decisions
+    assert "R" not in plan(euler(6), Costs(0.6), 2.0, forbidden, NANO).decisions
+
+
+def test_a_shortened_cooldown_keeps_the_last_long_step():
+    shorter = [rules(cooldown=c, brief=True) for c in (2, 1)]
+    endings = [plan(euler(30), Costs(0.4), 4.0, rule, NANO).decisions[-3:] for rule in shorter]
+    assert endings[0][1:] == "FF" and endings[1][1] == "F" and endings[1][2] != "F"
+    assert planned(cooldown=1, brief=True).decisions[-1] == "F"  # without a brief one it is the last
+    spared = {speed: planned_by(CachePolicy(speed=speed)).cooldown for speed in (2.0, 4.0)}
+    assert spared == {2.0: 2, 4.0: 1}
+
+
+def planned_by(policy, schedule=None):
+    schedule = schedule or euler(30)
+    return plan(schedule, Costs(0.4), policy.speed, Rules.of(policy, NANO, len(schedule) - 1), NANO)
+
+
+def test_a_cooldown_that_was_asked_for_is_the_last_evaluations():
+    falling = [*np.linspace(1, 0.002 ** (1 / 7), 20) ** 7, 0.0]  # as Karras': most of its steps are short
+    for schedule in (falling, euler(30)):
+        assert planned_by(CachePolicy(speed=3.0, cooldown=2), schedule).decisions[-2:] == "FF"
+        assert planned_by(CachePolicy(speed=3.0, cooldown=1), schedule).decisions[-1] == "F"
+    ending = NANO.steps(falling)[::-1].cumsum() / NANO.steps(falling).mean()
+    skipped = len(falling) - 2 - planned_by(CachePolicy(speed=4.0), falling).decisions.rindex("F")
+    assert skipped <= (ending < 0.25).sum()  # a chosen one passes over no more than a fourth of a step
 
 
 @pytest.mark.parametrize("steps", [6, 8])
@@ -155,8 +184,7 @@ def test_profile_differences_scale_with_the_steps_of_a_schedule():
 
 
 def test_an_evaluation_weighs_as_much_as_the_step_taken_by_it():
-    brief = [1.0, 0.9527, 0.8832, 0.7714, 0.5616, 0.0244, 0.0]  # diffusers' Euler at shift 5
-    steps, weights = NANO.steps(brief), NANO.at("weight", brief)
+    steps, weights = NANO.steps(euler(6)), NANO.at("weight", euler(6))
     assert steps[-1] < 0.1 * steps[:-1].min() and weights[-1] < 0.2 * weights[:-1].min()
     np.testing.assert_allclose(NANO.steps(sigmas(6)).sum(), NANO.steps(sigmas(30)).sum())
     np.testing.assert_allclose(NANO.steps(sigmas(6)), NANO.steps(sigmas(6)).mean(), rtol=0.02)
@@ -174,10 +202,36 @@ def test_profiles_are_placed_by_sigma_also_on_a_part_of_a_schedule():
 
 
 def test_evaluations_at_one_sigma_get_the_same_values():
-    heun = [*np.repeat(np.asarray(WAN.sigmas)[10:20], 2), 0.0]
-    for curve in ("second", "weight"):
-        values = WAN.at(curve, heun)
-        assert np.isfinite(values).all() and np.array_equal(values[::2], values[1::2])
+    values = WAN.at("second", [*np.repeat(np.asarray(WAN.sigmas)[10:20], 2), 0.0])
+    assert np.isfinite(values).all() and np.array_equal(values[::2], values[1::2])
+
+
+def test_the_first_of_two_evaluations_at_a_level_corrects_the_step_that_led_there():
+    levels = euler(5)
+    heun = [levels[0], *np.repeat(levels[1:-1], 2), 0.0]
+    long, brief = NANO.steps(levels)[:-1], NANO.steps(levels)[-1]
+    np.testing.assert_allclose(NANO.steps(heun), [*np.repeat(long, 2), brief])
+    np.testing.assert_allclose(NANO.steps(heun[:-1]), np.repeat(long, 2))  # a run that stops before, as of an expert
+
+
+def test_a_measured_profile_keeps_what_a_step_weighs():
+    schedule = euler(12)
+    mine = NANO.measured("mine", schedule[:-1], first=(0.1,) * 11, second=(0.1,) * 10)
+    np.testing.assert_allclose(mine.at("weight", schedule) / 12, NANO.at("weight", schedule) / 30)
+    assert mine.name == "mine" and mine.model is None and mine.first == (0.1,) * 11
+
+
+def test_nothing_misses_by_more_than_all_there_is():
+    model = ErrorModel(sigmas(4), replace(WAN, spill=0.0), Costs(0.3), rules(warmup=1, cooldown=0, brief=True))
+    assert np.minimum(model.second, model.stale).max() > 1
+    assert all(np.less_equal(c, w).all() for c, w in zip(model.by_evaluation("FPRR"), model.weight, strict=True))
+
+
+def test_what_follows_a_single_evaluation_is_held():
+    model = ErrorModel(sigmas(30), NANO, Costs(0.3), rules(warmup=1))
+    held, curved = (model.by_evaluation(start + "F" * (30 - len(start)))[len(start) - 1][0] for start in ("FR", "FFR"))
+    assert held == pytest.approx(model.weight[1] * model.first[1])
+    assert curved == pytest.approx(model.weight[2] * model.second[2])
 
 
 def test_models_find_their_profile():

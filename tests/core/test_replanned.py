@@ -15,7 +15,7 @@ from hetcache_core.packing import pack
 from hetcache_core.plan import plan
 from hetcache_core.profile import ErrorProfile
 from tests.core.test_engine import H, T, W, setup
-from tests.core.test_plan import sigmas
+from tests.core.test_plan import euler, sigmas
 
 NANO, COSTS = ErrorProfile.load("nano"), Costs(0.3, guidance=0.5)
 RULES = Rules(warmup=2, cooldown=2, max_reuse=5, refresh=10)
@@ -38,6 +38,18 @@ def follow(predictions=1.0, context=1.0, profile=NANO, rules=RULES):
         method.observe_forecast(i, Seen(gap, 0.0, predictions * miss, drift))
         last, spacing = i, gap
     return done, first.decisions, reasons
+
+
+def test_new_plans_keep_the_cooldown_that_the_first_settled_on():
+    sigmas, costs = euler(30), Costs(0.4)
+    rules = replace(RULES, spare_cooldown=True, brief=True)
+    first = plan(sigmas, costs, 4.0, rules, NANO)
+    assert (first.cooldown, first.decisions[-2]) == (1, "F")
+    method = Replanned(first, sigmas, 4.0, rules, NANO)
+    for i in range(20):
+        if method.decide(i)[0] != "R":
+            method.observe_forecast(i, Seen(2.0, 0.0, 0.0001, 0.1))
+    assert method.plan is not first and method.plan.decisions[-2] == "F"
 
 
 def test_where_the_profile_fits_the_plan_is_kept():
