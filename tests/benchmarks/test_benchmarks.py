@@ -88,7 +88,7 @@ def test_real_size_runs_small(tmp_path):
 
 
 def test_calibration_finds_the_weights_that_made_the_errors():
-    made = replace(ErrorProfile.load("nano"), weight=(0.6, 0.9, 1.2, 1.5, 1.1, 0.7), staleness=0.3, staleness_held=0.8)
+    made = replace(ErrorProfile.load("nano"), weight=(0.7, 0.9, 1.2, 1.2), staleness=0.3, staleness_held=0.8)
     made, sigmas, rows = replace(made, spill=0.0), (*made.sigmas, 0.0), []
     for clip, held in enumerate((False, True, False, True)):
         truth = ErrorModel(sigmas, made, calibrate.COSTS, replace(calibrate.FREE, held=held))
