@@ -32,7 +32,7 @@ def test_on_comfyui(check):
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 
-# plans that end with several forecasts, as this one at speed 3, have been seen to differ by half a percent
+# a partial evaluation after long runs of forecasts, as here at speed 3, has been seen to differ by half a percent
 @pytest.mark.parametrize(("speed", "apart"), [(2.0, 1e-4), (3.0, 1e-2)])
 def test_nano_gives_the_same_edit_as_on_diffusers(tmp_path, speed, apart):
     clip = make_clip(HELD_OUT[3], 17, 96, 96, mask_fraction=(0.15, 0.2))
