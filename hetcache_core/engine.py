@@ -294,7 +294,7 @@ class Engine(Routing):
     def _select(self) -> Tensor:
         """The tokens of this evaluation, the same for all its calls."""
         if self.partials.selection is None:
-            forecast = self._forecasts[self.streams[0]]
+            forecast = self._forecasts[self._forecasts.watched]  # whichever the host's call begins with
             self.stats.last_selection = self.partials.select(forecast.computed_at, forecast.damping)
         return self.partials.selection
 

@@ -63,6 +63,7 @@ class Forecast:
         self._span: Tensor | None = None  # evaluations between the last two computed, 0 before there are two
         self._records = 0
         self._fit = (0.0, 0.0)
+        self.position: float | None = None  # of the last record
         self.computed_at: Tensor | None = None
         self.seen: Seen | None = None  # by the last record, from the second on
 
@@ -95,7 +96,7 @@ class Forecast:
             patches: ``[rows, C, N, 2, 2]`` in float32.
             selection: the N tokens computed (sorted indices), None for all.
         """
-        self._records += 1
+        self._records, self.position = self._records + 1, float(position)
         if self._last is None:
             if selection is not None:
                 raise ValueError("the first prediction of a stream must cover all tokens")

@@ -35,6 +35,7 @@ class Forecasts(dict[Hashable, Forecast]):
         super().__init__()
         self._settings, self._quantity, self._conditional = (order, damping, fit_on, watch), quantity, conditional
         self.guidance = Guidance(lambda: Forecast(*self._settings), conditional) if differences else None
+        self._present: dict[Hashable, Forecast] = self  # those of the last evaluation computed
 
     @property
     def bytes(self) -> int:
@@ -44,17 +45,24 @@ class Forecasts(dict[Hashable, Forecast]):
 
     @property
     def watched(self) -> Hashable | None:
-        """The stream whose change speaks for all: the conditional one where it is known, else the first."""
-        return self._conditional if self._conditional in self else next(iter(self), None)
+        """The stream whose change speaks for all: the conditional one where it is known, else the first.
+
+        The same for all calls of an evaluation, whichever comes first; a stream that has left the run (a prompt for
+        some of the steps) speaks no longer.
+        """
+        return self._conditional if self._conditional in self._present else next(iter(self._present), None)
 
     def begin(self) -> None:
         """A new evaluation."""
+        newest = max((forecast.position for forecast in self.values()), default=None)
+        self._present = {s: forecast for s, forecast in self.items() if forecast.position == newest} or self
         if self.guidance:
             self.guidance.begin()
 
     def clear(self) -> None:
         """Let everything go."""
         super().clear()
+        self._present = self
         if self.guidance:
             self.guidance.clear()
 

@@ -190,6 +190,46 @@ def test_a_stream_that_appears_midway_is_computed_in_full():
     assert "a stream not seen before" in {r.reason for r in engine.stats.records}
 
 
+def test_a_stream_that_leaves_the_run_speaks_no_longer():
+    """An online method goes by the streams still there: it decides after the prompt's turn as it does without one."""
+
+    def decisions(prompts):
+        engine = Engine(CachePolicy(method="hetcache", threshold=0.2, warmup=2, cooldown=1), setup(steps=40))
+        model = Model(engine)
+        for evaluation in range(40):
+            model.run(evaluation, (prompts[evaluation // 20],))
+        return engine.stats.decisions
+
+    turned, same = decisions(("early", "late")), decisions(("only", "only"))
+    assert turned[20] == "F" and turned[21:] == same[21:] and set(same[21:]) == {"F", "P", "R"}
+
+
+def test_what_is_computed_is_the_same_whichever_stream_a_host_calls_first():
+    """The streams' predictions differ, and so does how far each may be extrapolated."""
+
+    def run(order):
+        engine = Engine(CachePolicy(schedule="FFFRRFRRPRRP"), setup(steps=12, conditional="cond"))
+        streams, seen, noise = ("cond", "uncond"), [], torch.Generator().manual_seed(0)
+        wobble = torch.randn(2, 12, 1, 16, T, H, W, generator=noise)
+        for evaluation in range(12):
+            for which in order if evaluation else (0, 1):
+
+                def compute(selection, which=which, evaluation=evaluation):
+                    full = 1 + 0.1 * evaluation + (0.02, 0.5)[which] * wobble[which, evaluation]
+                    output = full if selection is None else pack(full, selection)
+                    rows = torch.full((1, output[0, 0].numel() // 4, 2, 128), 1.0 + evaluation**2)
+                    if engine.routes_attention:
+                        for layer in range(LAYERS):
+                            engine.self_attention(layer, rows, rows, rows, lambda q, k, v, w: seen.append(k.sum()) or q)
+                    return output
+
+                engine.evaluate(evaluation, (streams[which],), torch.zeros(1, 16, T, H, W), compute)
+        assert engine.stats.decisions == "FFFRRFRRPRRP"
+        return sorted(map(float, seen))
+
+    assert run((1, 0)) == run((0, 1))
+
+
 def poisoned(selection, output):
     return output if selection is None else output * float("nan")
 

@@ -32,9 +32,8 @@ def test_on_comfyui(check):
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 
-# a partial evaluation after long runs of forecasts, as here at speed 3, has been seen to differ by half a percent
-@pytest.mark.parametrize(("speed", "apart"), [(2.0, 1e-4), (3.0, 1e-2)])
-def test_nano_gives_the_same_edit_as_on_diffusers(tmp_path, speed, apart):
+@pytest.mark.parametrize("speed", [2.0, 3.0])
+def test_nano_gives_the_same_edit_as_on_diffusers(tmp_path, speed):
     clip = make_clip(HELD_OUT[3], 17, 96, 96, mask_fraction=(0.15, 0.2))
     policy, edit = CachePolicy(speed=speed), LatentEdit(clip, 4.0)
     latent, stats = edit.sample(16, policy)
@@ -51,4 +50,4 @@ def test_nano_gives_the_same_edit_as_on_diffusers(tmp_path, speed, apart):
         theirs, told = file.get_tensor("latent"), json.loads(file.metadata()["stats"])
     assert told["decisions"] == stats.decisions
     assert told["planned_context_bytes"] == stats.planned_context_bytes
-    assert ((theirs - latent).norm() / latent.norm()).item() < apart
+    assert ((theirs - latent).norm() / latent.norm()).item() < 1e-4
