@@ -11,7 +11,7 @@ import numpy as np
 from nano.clips import HELD_OUT, TUNING, make_clip
 
 SEEDS = {"held-out": HELD_OUT, "tuning": TUNING}
-SPEEDS = {6: (1.5, 2.0), 30: (2.0, 3.0, 4.0), 50: (2.0, 3.0, 4.5, 5.5)}
+SPEEDS = {6: (1.5, 2.0, 2.25), 30: (2.0, 3.0, 4.0), 50: (2.0, 3.0, 4.5, 5.5)}
 REAL = 2  # how many edits of real footage there are
 
 
