@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,11 +34,19 @@ class KeyWeights:
 
 def attend(query: Tensor, key: Tensor, value: Tensor, weights: KeyWeights | None = None) -> Tensor:
     """Scaled dot-product attention on ``[B, tokens, heads, head_dim]`` tensors, with weighted keys or without."""
-    if weights is not None and query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16):
+    if weights is not None and query.dtype in (torch.float16, torch.bfloat16) and has_flash(query.device):
         return attend_in_groups(query, key, value, weights)  # a mask would forbid the fast kernels
     query, key, value = (t.transpose(1, 2) for t in (query, key, value))
     mask = None if weights is None else weights.bias.to(query.dtype).expand(1, 1, query.shape[2], -1)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+
+
+@functools.cache
+def has_flash(device: torch.device) -> bool:
+    """Whether torch's flash attention runs there: from Ampere on, in builds that bring it."""
+    if device.type != "cuda" or not torch.backends.cuda.is_flash_attention_available():
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def attend_in_groups(query: Tensor, key: Tensor, value: Tensor, weights: KeyWeights) -> Tensor:
@@ -65,7 +74,7 @@ def _attend_with_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor,
     query, key, value = (t.transpose(1, 2) for t in (query, key, value))
     if query.device.type == "cpu":
         output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
-    elif query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16):
+    elif query.dtype in (torch.float16, torch.bfloat16) and has_flash(query.device):
         output, lse = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[:2]
     else:
         logits = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5

@@ -23,7 +23,7 @@ from .partial import Partials
 from .plan import Plan
 from .policy import CachePolicy
 from .prepare import prepare
-from .routing import Routing, log, named
+from .routing import Routing, log, named, out_of_memory
 from .setup import RunSetup, why_full
 from .stats import RunStats, Stopwatch
 from .tiers import NO_MEMORY
@@ -112,8 +112,8 @@ class Engine(Routing):
             self._begin(evaluation)
         self.streams = streams
         decision, reason, output = self._decision, self._reason, None
-        if decision != FULL and not all(s in self._forecasts for s in streams):
-            decision, reason = FULL, "a stream not seen before"
+        if decision != FULL and (lacking := self._forecasts.lacking(streams)):
+            decision, reason = FULL, lacking
         if decision == REUSE:
             output = self._forecast(sample)
             if not torch.isfinite(output).all():
@@ -167,8 +167,9 @@ class Engine(Routing):
         if reason := self._why_off(self._decision):
             self._decision, self._reason = FULL, reason
         if self.partials:
-            self.partials.begin(self.setup.position(evaluation))
-            self._forecasts.begin()
+            position = self.setup.position(evaluation)
+            self.partials.begin(position)
+            self._forecasts.begin(position if self._decision == FULL else None)
         for kind, store in ((PARTIAL, self.partials), (BLOCKS, self.blocks)):
             if store and kind not in PARTS.get(self._decision, self._decision) and not self._expects(kind, evaluation):
                 store.clear()
@@ -202,8 +203,8 @@ class Engine(Routing):
         keeping = self.routes_attention or self.routes_blocks
         try:
             output = compute(None)
-        except torch.OutOfMemoryError:
-            if not keeping:
+        except RuntimeError as error:
+            if not keeping or not out_of_memory(error):
                 raise
         finally:
             self._idle()
@@ -226,12 +227,13 @@ class Engine(Routing):
             packed = compute(selection)
             self.partials.mode = "idle"
             patches = unpack(packed).float()
-            if not torch.isfinite(patches).all():
+            if self._off[PARTIAL] or not torch.isfinite(patches).all():
                 return None
             self._record(sample, patches, selection)
             return self._forecast(sample).to(packed.dtype)
 
         output, trouble = self._attempt(act, "a partial evaluation")
+        trouble = trouble and (self._off[PARTIAL] or trouble)  # what its layers met says more than what came of it
         if trouble:
             self.give_up_partials(trouble)
         return output, trouble or self._reason
@@ -269,6 +271,8 @@ class Engine(Routing):
                 self.partials.mode = "join"
             output = compute(selection, index)
             self._idle()
+            if half and self._off[PARTIAL]:
+                raise RuntimeError("its layers did not see their context")
             return output
 
         def act() -> Tensor | None:
@@ -283,7 +287,9 @@ class Engine(Routing):
         selection = self._select() if half else None
         output, trouble = self._attempt(act, "an evaluation with reused guidance")
         self.streams = streams
-        if trouble:
+        if half and self._off[PARTIAL]:  # by a layer on the way; guidance is not to blame
+            output, trouble = None, self._off[PARTIAL]
+        elif trouble:
             self._give_up(GUIDANCE, None, trouble)
         return output, trouble or self._reason
 
@@ -305,10 +311,8 @@ class Engine(Routing):
             return output, "" if output is not None else f"{name} was not finite"
         except self.setup.interrupts:
             raise
-        except torch.OutOfMemoryError:
-            return None, f"out of memory on {name}"
         except Exception as error:  # whatever a patched model objects to, it has a full forward that works
-            return None, f"{name} failed ({named(error)})"
+            return None, f"out of memory on {name}" if out_of_memory(error) else f"{name} failed ({named(error)})"
         finally:
             self._idle()
 

@@ -36,6 +36,7 @@ class Forecasts(dict[Hashable, Forecast]):
         self._settings, self._quantity, self._conditional = (order, damping, fit_on, watch), quantity, conditional
         self.guidance = Guidance(lambda: Forecast(*self._settings), conditional) if differences else None
         self._present: dict[Hashable, Forecast] = self  # those of the last evaluation computed
+        self._full_at = 0.0  # the last full evaluation's position
 
     @property
     def bytes(self) -> int:
@@ -52,8 +53,17 @@ class Forecasts(dict[Hashable, Forecast]):
         """
         return self._conditional if self._conditional in self._present else next(iter(self._present), None)
 
-    def begin(self) -> None:
-        """A new evaluation."""
+    def lacking(self, streams: Streams) -> str:
+        """Why some of these streams cannot be forecast, or empty."""
+        if not all(stream in self for stream in streams):
+            return "a stream not seen before"
+        if any(self[stream].position < self._full_at for stream in streams):
+            return "a stream that was away when all was computed"
+        return ""
+
+    def begin(self, full_at: float | None) -> None:
+        """A new evaluation, with its position if it is a full one."""
+        self._full_at = self._full_at if full_at is None else full_at
         newest = max((forecast.position for forecast in self.values()), default=None)
         self._present = {s: forecast for s, forecast in self.items() if forecast.position == newest} or self
         if self.guidance:

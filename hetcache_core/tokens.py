@@ -15,6 +15,7 @@ from torch import Tensor
 
 PIXELS_PER_CELL = 8
 FRAMES_PER_CELL = 4
+NOTHING = 1e-2  # of a latent, whose numbers are about 1: what 16 bits leave of an exact 0
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def vace_mask(control: Tensor) -> tuple[Tensor, int]:
 
     Channels are 16 inactive, 16 reactive, 64 mask (the 8x8 pixels of a cell). The mask was *sampled* in time, one
     pixel frame of four, so a moving mask is under-covered: each latent frame also takes its neighbours' mask.
-    A reference frame has mask 0 and a reactive half that is exactly 0, which no encoded frame has.
+    A reference frame has mask 0 and a reactive half of 0 (but for rounding), which no encoded frame has.
 
     Args:
         control: ``[B, 96, T, H, W]`` or ``[B, n, 96, T, H, W]``.
@@ -153,7 +154,7 @@ def vace_mask(control: Tensor) -> tuple[Tensor, int]:
         raise ValueError(f"a VACE control has 96 channels, this one has {control.shape[-4]}")
     control = control.flatten(0, -5)
     mask = control[:, 32:].float().amax(dim=(0, 1))
-    unused = (control[:, 16:32] == 0).all(dim=(0, 1)).flatten(1).all(1) & (mask.flatten(1).amax(1) == 0)
+    unused = (control[:, 16:32].abs() < NOTHING).all(dim=(0, 1)).flatten(1).all(1) & (mask.flatten(1).amax(1) == 0)
     references = int(unused.long().cumprod(0).sum())
     if references == len(unused):  # a control that is zero throughout says nothing about references
         references = 0

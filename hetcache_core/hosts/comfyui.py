@@ -220,7 +220,8 @@ class _Run:
             options = routed(self.engine, options, len(call.model.blocks))
         if self.engine.routes_attention:
             tokens = TokenGrid.of_latent(call.x).size if selection is None else len(selection)
-            options = {**options, SelfAttention.SLOT: SelfAttention(self.engine, call.model, tokens, options)}
+            watched = SelfAttention(self.engine, call.model, tokens, call.read, options)
+            options = {**options, SelfAttention.SLOT: watched}
         if selection is None:
             return pad_to_patches(call.proceed(options))
         frames, height, width = call.x.shape[-3:]

@@ -28,7 +28,7 @@ def token_classes(
 
     Args:
         x: the model's input, ``[B, C, T, H, W]``.
-        control: VACE control, ``[B, n, 96, T, H, W]``.
+        control: VACE controls, ``[n, 96, T, H, W]``.
         noise_mask: of the latent, in its shape.
         mask: given by the user, pixels ``[F, H, W]``; comes before all others.
         policy: of the run.

@@ -103,6 +103,11 @@ class Call:
         return tuple((*pair, replaced, *shape) for pair in pairs) or ((None, 0, replaced, *shape),)
 
     @property
+    def read(self) -> set[int]:
+        """Lengths of what cross-attention reads: the prompt and, where there is one, the image."""
+        return {read.shape[-2] for read in (self.context, self.clip_fea) if read is not None}
+
+    @property
     def conditional(self) -> Hashable | None:
         """The stream of the positive prompt in the host's own guidance, where it is in this call."""
         return next((s for s in self.streams if s[1] == 0 and s[0] is not None and not s[2]), None)
@@ -180,6 +185,17 @@ def _compiles_everything(wrapper: Any) -> bool:
 # ---- the setup
 
 
+def _asked(control: Tensor, sampling: Sampling) -> Tensor:
+    """VACE controls of all positive prompts, ``[n, 96, T, H, W]``: what any of them masks is edited.
+
+    A negative prompt without a control of its own gets one from the host that masks everything. Where the guider does
+    not say which prompts are positive, the control of this call.
+    """
+    conds = [cond.get("model_conds", {}).get("vace_context") for cond in sampling.guider.conds.get("positive", ())]
+    found = [cond.cond.to(control.device).flatten(0, -5) for cond in conds if cond is not None]
+    return torch.cat([c for c in found if c.shape[-4:] == control.shape[-4:]] or [control.flatten(0, -5)])
+
+
 def read_setup(
     call: Call, sampling: Sampling, schedule: EvaluationSchedule, policy: CachePolicy, mask: Tensor | None
 ) -> RunSetup:
@@ -187,7 +203,8 @@ def read_setup(
     model, x = call.model, call.x
     control = call.extra.get("vace_context")
     copies = control.shape[1] if control is not None and control.ndim == 6 else 1
-    classes, reason = token_classes(call.x, control, sampling.denoise_mask, mask, policy)
+    asked = None if control is None else _asked(control, sampling)
+    classes, reason = token_classes(call.x, asked, sampling.denoise_mask, mask, policy)
     return RunSetup(
         grid=TokenGrid.of_latent(x),
         sigmas=schedule.sigmas,

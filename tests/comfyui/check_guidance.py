@@ -8,7 +8,7 @@ import comfy_extras.nodes_slg as slg
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from small import FAST, QUICK, cached, load, psnr, sample
+from small import FAST, QUICK, cached, load, never_batched, psnr, sample
 
 from hetcache_core import CachePolicy
 from hetcache_core.hosts import comfyui as host
@@ -26,17 +26,6 @@ def counted(model):
 
     model.add_wrapper(WrappersMP.DIFFUSION_MODEL, count)
     return model, calls
-
-
-def never_batched(monkeypatch, when=lambda: True):
-    """Make the host short of memory for two streams at once."""
-    base = load().model
-    real = type(base).memory_required
-
-    def required(shape, *args, **kwargs):
-        return 1e15 if shape[0] > 1 and when() else real(base, shape, *args, **kwargs)
-
-    monkeypatch.setattr(base, "memory_required", required)
 
 
 def check(run):

@@ -6,8 +6,8 @@ import comfy.samplers
 import comfy_extras.nodes_custom_sampler as custom
 import pytest
 import torch
-from check_guidance import THREE, guided, never_batched, skipping
-from small import QUICK, VARIANTS, cached, load, psnr, sample
+from check_guidance import THREE, guided, skipping
+from small import QUICK, VARIANTS, cached, load, never_batched, psnr, sample
 
 from hetcache_core import CachePolicy
 from hetcache_core.hosts import comfyui as host

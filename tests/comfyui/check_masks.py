@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import FAST, QUICK, VARIANTS, Scene, cached, load, sample
+from small import FAST, QUICK, VARIANTS, Scene, cached, load, never_batched, psnr, sample
 
 PIXELS = 8 * QUICK.width
 FRAMES = 5  # of the clip: two latent frames
@@ -36,6 +36,29 @@ def test_the_mask_is_found_in_every_kind_of_model(variant):
     nothing = torch.zeros(scene.references, *expected.shape[1:], dtype=torch.bool)
     assert torch.equal(stats.classes.generative.reshape(stats.grid), torch.cat([nothing, expected]))
     assert stats.classes.reference_frames == scene.references
+
+
+@pytest.mark.parametrize("memory_short", [False, True])
+def test_a_negative_prompt_without_a_control_hides_no_mask(monkeypatch, memory_short):
+    if memory_short:  # then prompts come in calls of their own
+        never_batched(monkeypatch)
+    positive, negative = QUICK.conds()
+    bare = [[negative[0][0], {"pooled_output": None}]]
+    monkeypatch.setattr(Scene, "conds", lambda scene: [positive, bare])
+    stock = sample(load(), QUICK)
+    result, stats = cached(load(), QUICK)
+    assert stats.decisions == FAST.schedule and not stats.warnings, stats.summary()
+    assert torch.equal(stats.classes.generative.reshape(stats.grid)[0], tokens()[0]) and psnr(result, stock) > 20
+
+
+def test_what_any_positive_prompt_masks_is_edited(monkeypatch):
+    whole = tokens()
+    positive, negative = QUICK.conds()
+    (text, extra), cells = positive[0], torch.zeros(1, 64, 2, 8, 8)
+    cells[..., :2] = 1
+    other = [text, extra | {"vace_mask": [cells], "vace_strength": [0.5]}]  # of another strength: in another call
+    monkeypatch.setattr(Scene, "conds", lambda scene: [[*positive, other], negative])
+    assert torch.equal(tokens(), whole | LEFT)
 
 
 MASKS = {

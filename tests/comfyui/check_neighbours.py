@@ -115,6 +115,52 @@ def test_a_node_that_changes_the_attention_calls_ends_partial_evaluations():
     assert psnr(result, stock) > 20 and "P" not in stats.decisions and stats.warnings
 
 
+def attending_twice(model, late=False):
+    """Every block's cross-attention also reads another prompt, as normalised attention guidance does."""
+    model, other = model.clone(), torch.randn(1, 8, 256, generator=torch.Generator().manual_seed(9)) * 0.1
+    seen = []
+
+    def guided(own, x, context, **kwargs):
+        seen.append(x.shape[1])
+        if late and len(seen) < 20:  # for a part of the run
+            return own(x, context, **kwargs)
+        return own(x, context, **kwargs) * 1.3 - 0.3 * own(x, other.expand(len(x), -1, -1), **kwargs)
+
+    for i, block in enumerate(model.get_model_object("diffusion_model").blocks):
+        model.add_object_patch(
+            f"diffusion_model.blocks.{i}.cross_attn.forward", partial(guided, block.cross_attn.forward)
+        )
+    return model, seen
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("memory", [2048.0, 0.0])
+def test_more_cross_attention_does_not_hide_the_self_attention(late, memory):
+    policy = replace(FAST, memory_budget_mb=memory)
+    result, stats = cached(attending_twice(load(), late)[0], QUICK, policy)
+    assert stats.decisions == FAST.schedule and not stats.warnings, stats.summary()
+    plain, _ = cached(load(), QUICK, policy)
+    model, seen = attending_twice(load(), late)
+    stock = sample(model, QUICK)
+    assert len(set(seen)) == 1 and not torch.equal(result, plain)
+    assert psnr(result, stock) > 20
+
+
+def test_attention_to_something_unknown_ends_partial_evaluations():
+    """Met inside a partial evaluation, that one is computed in full too."""
+    model = load().clone()
+    for i, block in enumerate(model.get_model_object("diffusion_model").blocks):
+        def longer(x, context, own=block.cross_attn.forward, **kwargs):
+            return own(x, torch.cat([context, context[:, :3]], 1), **kwargs)
+
+        model.add_object_patch(f"diffusion_model.blocks.{i}.cross_attn.forward", longer)
+    stock = sample(model, QUICK)
+    for memory in (2048.0, 0.0):
+        result, stats = cached(model, QUICK, replace(FAST, memory_budget_mb=memory))
+        assert "P" not in stats.decisions and "changes the model's attention calls" in stats.warnings[0]
+        assert psnr(result, stock) > 20
+
+
 def test_a_replaced_block_runs_in_partial_evaluations_too():
     model, tokens = load().clone(), []
 

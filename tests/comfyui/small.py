@@ -173,6 +173,17 @@ VARIANTS = {
 }
 
 
+def never_batched(monkeypatch, when=lambda: True):
+    """Make the host short of memory for two streams at once."""
+    base = load().model
+    real = type(base).memory_required
+
+    def required(shape, *args, **kwargs):
+        return 1e15 if shape[0] > 1 and when() else real(base, shape, *args, **kwargs)
+
+    monkeypatch.setattr(base, "memory_required", required)
+
+
 def sample(model, scene: Scene, steps: int = 6, cfg: float = 4.0, sampler: str = "euler", seed: int = 7, **kwargs):
     """The host's KSampler."""
     positive, negative = scene.conds()

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from hetcache_core.attention import KeyWeights, attend, attend_in_groups
+from hetcache_core.attention import KeyWeights, attend, attend_in_groups, has_flash
 from hetcache_core.context import ContextSampler, even_positions, remember
 from hetcache_core.tokens import classify
 
@@ -85,6 +85,21 @@ def test_a_weighted_key_counts_as_that_many_copies():
     repeated = attend(query, key.repeat_interleave(copies, 1), value.repeat_interleave(copies, 1))
     weighted = attend(query, key, value, KeyWeights.of(copies.float().log()))
     torch.testing.assert_close(weighted, repeated, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "built", "expected"),
+    [
+        ("cuda", (8, 9), True, True),
+        ("cuda", (7, 5), True, False),
+        ("cuda", (9, 0), False, False),
+        ("cpu", (8, 9), True, False),
+    ],
+)
+def test_flash_attention_is_asked_for_where_it_runs(monkeypatch, device, capability, built, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: built)
+    assert has_flash.__wrapped__(torch.device(device)) is expected
 
 
 def test_groups_merged_by_log_sum_exp_equal_one_biased_call():

@@ -9,6 +9,7 @@ from hetcache_core import CachePolicy, Engine, ErrorProfile, RunSetup
 from hetcache_core.costs import ModelShape
 from hetcache_core.packing import pack
 from hetcache_core.prepare import prepare
+from hetcache_core.routing import out_of_memory
 from hetcache_core.setup import choose_tier
 from hetcache_core.tiers import NO_MEMORY, MemoryTier
 from hetcache_core.tokens import TokenGrid, classify
@@ -46,11 +47,12 @@ class Model:
 
         def compute(selection, stream=None):
             self.calls.append((evaluation, None if selection is None else len(selection)))
-            output = self.velocity(evaluation).repeat(len(streams), 1, 1, 1, 1)
+            rows = len(streams) if stream is None else 1
+            output = self.velocity(evaluation).repeat(rows, 1, 1, 1, 1)
             output = output if selection is None else pack(output, selection)
             tokens = output[0, 0].numel() // 4
             if self.engine.routes_attention:
-                qkv = torch.ones(len(streams), tokens, 2, 128)
+                qkv = torch.ones(rows, tokens, 2, 128)
                 for layer in range(LAYERS):
                     self.engine.self_attention(layer, qkv, qkv, qkv, lambda q, k, v, bias: q)
             return output if self.spoil is None else self.spoil(selection, output)
@@ -204,6 +206,21 @@ def test_a_stream_that_leaves_the_run_speaks_no_longer():
     assert turned[20] == "F" and turned[21:] == same[21:] and set(same[21:]) == {"F", "P", "R"}
 
 
+@pytest.mark.parametrize("away", [range(8, 13), range(9, 10)])
+def test_a_stream_that_comes_back_is_computed_in_full_first(away):
+    """Where it missed a full evaluation, as with guidance turned off for a part of the run."""
+    engine = Engine(CachePolicy(schedule="FFFRPRPRPRFRPRPRPRPF"), setup())
+    model, back = Model(engine), away[-1] + 1
+    for evaluation in range(STEPS):
+        model.run(evaluation, ("cond",))
+        if evaluation not in away:
+            late = model.run(evaluation, ("uncond",))
+            if evaluation == back and 10 in away:
+                assert torch.equal(late, model.velocity(evaluation))
+    reasons = [r.reason for r in engine.stats.records if r.index == back]
+    assert ("a stream that was away when all was computed" in reasons) == (10 in away)
+
+
 def test_what_is_computed_is_the_same_whichever_stream_a_host_calls_first():
     """The streams' predictions differ, and so does how far each may be extrapolated."""
 
@@ -265,6 +282,38 @@ def test_a_failing_partial_falls_back_to_full_and_says_so(spoil, reason):
     assert len(tried) == 1  # the other stream of the evaluation does not try again
     for evaluation, (cond, _) in enumerate(outputs):
         torch.testing.assert_close(cond, model.velocity(evaluation), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", ["FFFRPRFRPRPF", "FFFRHRFRPRPF"])
+def test_a_partial_given_up_by_one_of_its_layers_is_computed_in_full(schedule):
+    """Its other layers saw the selection alone, so what comes of it is finite and wrong."""
+
+    def run(streams):
+        engine = Engine(CachePolicy(schedule=schedule), setup(steps=12, conditional="cond"))
+        model = Model(engine)
+
+        def spoil(selection, output):
+            if selection is None:
+                return output
+            engine.give_up_partials("another node changes the model's attention calls")
+            return output * 1.01
+
+        model.spoil = spoil
+        return engine, model, [[model.run(e, s) for s in streams] for e in range(12)]
+
+    for streams in ((("cond",), ("uncond",)), (("cond", "uncond"),)):
+        engine, model, outputs = run(streams)
+        for output in outputs[4]:
+            assert torch.equal(output[:1], model.velocity(4))
+        assert "P" not in engine.stats.decisions and "H" not in engine.stats.decisions
+        assert engine.stats.warnings == ["another node changes the model's attention calls"]
+
+
+def test_an_accelerator_that_says_it_is_out_of_memory_is_believed():
+    assert out_of_memory(torch.OutOfMemoryError()) and not out_of_memory(RuntimeError("CUDA out of memory"))
+    if hasattr(torch, "AcceleratorError"):
+        assert out_of_memory(torch.AcceleratorError("CUDA error: out of memory"))
+        assert not out_of_memory(torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
 
 
 def test_an_error_of_the_model_itself_is_not_swallowed():

@@ -85,6 +85,12 @@ def test_vace_mask_of_stacked_controls_is_their_union():
     assert mask[0, 0, 0] == 1 and mask[3, 7, 7] == 1
 
 
+def test_a_reference_is_known_where_its_zeros_were_rounded():
+    c = control()
+    c[:, 16:32, 0] = 1e-4 * torch.randn(1, 16, 8, 8)
+    assert vace_mask(c)[1] == 1
+
+
 def test_a_control_of_zeros_has_no_references():
     assert vace_mask(torch.zeros(1, 96, 3, 8, 8))[1] == 0
 
