@@ -81,7 +81,7 @@ def _inputs() -> list:
     return [
         io.Combo.Input("file", options=_files(), upload=io.UploadType.video,
                        tooltip="The mask: a video, gif or image of the input folder. Drop one here or upload a video. "
-                       "A single image is used for every frame."),
+                       "With the clip connected to images, a single image is used for every frame."),
         io.Combo.Input("channel", options=list(CHANNELS),
                        tooltip="What counts as mask: brightness (luma), one colour, or transparency (alpha: opaque is "
                        "edited). Alpha needs a file that has it, as ProRes 4444, VP9 in webm, gif or png can."),

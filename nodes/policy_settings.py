@@ -50,7 +50,8 @@ def _methods() -> dict[str, list]:
         ],
         "profilingdit": [
             io.Int.Input("interval", default=6, min=1, max=100,
-                         tooltip="Steps from one full step to the next. Higher is faster and costs motion and detail."),
+                         tooltip="Steps from one full step to the next, of 30 to 50; with fewer or more it shrinks or "
+                         "grows with them. Higher is faster and costs motion and detail."),
             io.Int.Input("interval_min", default=AUTO, min=AUTO, max=100,
                          tooltip=f"The interval shrinks to this towards the end. {AUTO} keeps it as it is."),
             io.String.Input("block_profile", default="auto",
@@ -60,9 +61,10 @@ def _methods() -> dict[str, list]:
         "mixcache": [
             io.Float.Input("trigger", default=0.10, min=0.0, max=10.0, step=0.01,
                            tooltip="Steps are reused where the picture changes by less than this from step to step. "
-                           "Higher is faster."),
+                           "Higher is faster and costs detail."),
             io.Float.Input("deviation", default=0.10, min=0.0, max=10.0, step=0.01,
-                           tooltip="How far reused steps may miss before fewer are reused in a row. Higher is faster."),
+                           tooltip="How far reused steps may miss before fewer are reused in a row. Higher is faster "
+                           "and costs motion and detail."),
         ],
         "off": [],
     }  # fmt: skip
@@ -112,7 +114,7 @@ class PolicySettings(io.ComfyNode):
                 _switch("partials", True, "Allow steps that compute the masked region only. Off leaves plain step "
                         "caching."),
                 _switch("memory_offload", False, "Remember the surroundings in the computer's memory instead of the "
-                        "graphics card's. For when graphics memory is short."),
+                        "graphics card's, at most twice the budget. For when graphics memory is short."),
                 _share("mask_threshold", "Mask values above this are edited. Lower takes in more of a soft edge.", 0.1),
                 _share("max_mask_fraction", "Masks that cover more of the clip than this are computed in full, as "
                        "nothing would be saved.", 0.9),
