@@ -11,7 +11,7 @@ import numpy as np
 from nano.clips import HELD_OUT, TUNING, make_clip
 
 SEEDS = {"held-out": HELD_OUT, "tuning": TUNING}
-SPEEDS = {6: (1.5, 2.0, 2.25), 30: (2.0, 3.0, 4.0), 50: (2.0, 3.0, 4.5, 5.5)}
+SPEEDS = {6: (1.5, 2.0, 2.25), 10: (2.0, 2.5, 3.0), 30: (2.0, 3.0, 4.0), 50: (2.0, 3.0, 4.5, 5.5)}
 REAL = 2  # how many edits of real footage there are
 
 
@@ -104,6 +104,8 @@ SETTINGS = (
     *(Setting(steps=50, mask=share, frames=33) for share in (0.10, 0.20)),
     *(Setting(steps=6, cfg=1.0, mask=share) for share in (0.10, 0.20, 0.40)),
     Setting(steps=6, cfg=1.0, sampler="unipc"),
+    Setting(steps=10, cfg=1.0),
+    Setting(steps=20),
     Setting(host="comfyui"),
     Setting(host="comfyui", sampler="unipc"),
     Setting(host="comfyui", steps=6, cfg=1.0),

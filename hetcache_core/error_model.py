@@ -59,6 +59,7 @@ class Rules:
         hold: whether predictions are held rather than extrapolated.
         held: whether remembered context is, or may as well be.
         spare_cooldown: whether the cool-down may be shortened where the target leaves too little for it.
+        spare_refresh: whether full evaluations may lie further apart where the target leaves too little for them.
         brief: whether a brief ending may be reused one by one where max_reuse is 0, and does not count as cool-down
             while a longer step goes without.
     """
@@ -74,6 +75,7 @@ class Rules:
     guidance: bool = False
     blocks: bool = False
     brief: bool = False
+    spare_refresh: bool = False
 
     def __post_init__(self):
         if self.warmup < 1 or self.cooldown < 0 or self.max_reuse < 0 or self.refresh < 1:
@@ -94,12 +96,14 @@ class Rules:
         few = evaluations <= FEW_STEPS
         warmup = policy.warmup or (1 if few else max(2, round(profile.warmup * evaluations)))
         cooldown = policy.cooldown if policy.cooldown is not None else (0 if few else profile.cooldown)
-        max_reuse = policy.max_reuse if policy.max_reuse is not None else (0 if few else 5)
-        refresh = policy.refresh or (max(evaluations, 2) if few else max(4, round(0.3 * evaluations)))
+        longest = 0 if few else min(max(round(evaluations / 6), 2), 5)  # more of a short run forecast is no edit
+        max_reuse = policy.max_reuse if policy.max_reuse is not None else longest
+        refresh = policy.refresh or max(FEW_STEPS + 1, round(0.3 * evaluations))
         spare = policy.cooldown is None and cooldown > 0
         guided = streams > 1 and profile.guidance is not None
         reusing = {"guidance": guided, "blocks": blocks and profile.blocks is not None}
         reusing["brief"] = policy.max_reuse is None and policy.cooldown is None
+        reusing["spare_refresh"] = policy.refresh is None
         hold = policy.forecast_order == 0
         return cls(warmup, cooldown, max_reuse, refresh, partials, hold, held, spare, **reusing)
 

@@ -17,6 +17,7 @@ from .profile import ErrorProfile
 
 MOST_IMPROVEMENTS = 30  # rounds of local search; it settles in fewer, this bounds very long schedules
 SEAM = 1.26  # 2 dB: what a cool-down may add to the predicted error, which knows nothing of the seam it mends
+LEASH = 1.5  # 3.5 dB: what full evaluations at their usual distance may add to it, which underrates long absences
 ALLOW = ", and so would max_reuse 1, which lets single evaluations be forecast"
 SLACK = 1.01  # decisions come in lumps: a plan may miss its budget by this much rather than waste most of an evaluation
 
@@ -80,13 +81,22 @@ def plan(
         The least predicted error at ``speed`` or, when the rules forbid that speed, the fastest plan with a note.
     """
     sigmas = tuple(float(s) for s in sigmas)
-    if not rules.spare_cooldown:
-        return _plan(sigmas, costs, float(speed), rules, profile, done)
-    shorter = [replace(rules, cooldown=c) for c in range(rules.cooldown, -1, -1)]
-    plans = [_plan(sigmas, costs, float(speed), r, profile, done) for r in shorter]
+
+    def best(rules: Rules) -> Plan:
+        shortest = 0 if rules.spare_cooldown else rules.cooldown
+        shorter = [replace(rules, cooldown=c) for c in range(rules.cooldown, shortest - 1, -1)]
+        return _first([_plan(sigmas, costs, float(speed), r, profile, done) for r in shorter], SEAM)
+
+    usual, most = rules.refresh, max(len(sigmas) - 1, 1)
+    apart = {min(r, most) for r in (usual, round(usual * 4 / 3), most)} if rules.spare_refresh else {usual}
+    return _first([best(replace(rules, refresh=r)) for r in sorted(apart)], LEASH)
+
+
+def _first(plans: list[Plan], margin: float) -> Plan:
+    """The first that errs by no more than so many times the best of those that reach the speed, or the last."""
     reachable = [p for p in plans if not p.note] or plans[-1:]
     least = min(p.predicted_error for p in reachable)
-    return next(p for p in reachable if p.predicted_error <= least * SEAM)
+    return next(p for p in reachable if p.predicted_error <= least * margin)
 
 
 @lru_cache(maxsize=64)  # a queue of prompts, or a slider that moves to and fro, asks the same again
