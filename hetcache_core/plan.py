@@ -99,7 +99,7 @@ def _first(plans: list[Plan], margin: float) -> Plan:
     return next(p for p in reachable if p.predicted_error <= least * margin)
 
 
-@lru_cache(maxsize=64)  # a queue of prompts, or a slider that moves to and fro, asks the same again
+@lru_cache(maxsize=256)  # a queue of prompts, or a slider that moves to and fro, asks the same again
 def _plan(
     sigmas: tuple[float, ...], costs: Costs, speed: float, rules: Rules, profile: ErrorProfile, done: str
 ) -> Plan:
