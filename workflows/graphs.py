@@ -134,7 +134,10 @@ def _edit(g, title: str, about: str, speed: float, steps: int, cfg: float, lora:
 
 Below 24 GB of graphics memory, lower width and height in *Upscale Image*, or use
 *wan2.1_vace_1.3B_fp16.safetensors*{", with its own LoRA" if lora else ""}.
-""", 320 if lora else 280)  # fmt: skip
+
+If *Cache Stats* says that the memory budget is too small to follow the surroundings, raise **memory_budget_mb** as far
+as your card allows, or turn on **memory_offload**.
+""", 400 if lora else 360)  # fmt: skip
 
     g.group("Model", 380)
     model = g.add("UNETLoader", unet_name=VACE, weight_dtype="fp8_e4m3fn")
