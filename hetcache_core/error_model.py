@@ -161,6 +161,7 @@ class ErrorModel:
         self.most_reuse = np.maximum(rules.max_reuse, brief)  # in a row, up to each evaluation
         ending = max(rules.cooldown, 1 + int(brief.sum()))
         self._cooldown = range(self.n - ending, self.n - ending + rules.cooldown)
+        self._known: dict[tuple[str, int, int, int], tuple[float, float, float]] = {}  # sequences differ in few places
 
     def cost(self, decisions) -> float:
         return sum(self.price[d] for d in decisions)
@@ -208,13 +209,21 @@ class ErrorModel:
             if decision == REUSE:
                 if g > self.most_reuse[i]:
                     return None
-                found.append(self._reused(i, g, age))
+                found.append(self._at(REUSE, i, g, age))
             elif decision in renewing:
-                found.append(self._renewed(decision, i, age))
+                found.append(self._at(decision, i, 0, age))
                 g = 0
             else:
                 return None
         return found
+
+    def _at(self, kind: str, i: int, g: int, age: int) -> tuple[float, float, float]:
+        """Error of one evaluation by cause, worked out once."""
+        place = (kind, i, g, age)
+        if place not in self._known:
+            causes = self._reused(i, g, age) if kind == REUSE else self._renewed(kind, i, age)
+            self._known[place] = tuple(float(cause) for cause in causes)
+        return self._known[place]
 
     def terms(self, decisions) -> tuple[float, float, float] | None:
         """The sum over the evaluations of :meth:`by_evaluation`."""
