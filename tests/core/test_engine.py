@@ -9,7 +9,6 @@ from hetcache_core import CachePolicy, Engine, ErrorProfile, RunSetup
 from hetcache_core.costs import ModelShape
 from hetcache_core.packing import pack
 from hetcache_core.prepare import prepare
-from hetcache_core.routing import out_of_memory
 from hetcache_core.setup import choose_tier
 from hetcache_core.tiers import NO_MEMORY, MemoryTier
 from hetcache_core.tokens import TokenGrid, classify
@@ -180,150 +179,6 @@ def test_full_compute_says_why(policy, changes, reason):
     assert torch.equal(outputs[-1][0], model.velocity(len(outputs) - 1))
 
 
-def test_a_stream_that_appears_midway_is_computed_in_full():
-    engine = Engine(CachePolicy(speed=3.0), setup())
-    model = Model(engine)
-    for evaluation in range(STEPS):
-        model.run(evaluation, ("cond",))
-        if evaluation >= 9:
-            late = model.run(evaluation, ("late",))
-            if evaluation == 9:
-                assert torch.equal(late, model.velocity(evaluation))
-    assert "a stream not seen before" in {r.reason for r in engine.stats.records}
-
-
-def test_a_stream_that_leaves_the_run_speaks_no_longer():
-    """An online method goes by the streams still there: it decides after the prompt's turn as it does without one."""
-
-    def decisions(prompts):
-        engine = Engine(CachePolicy(method="hetcache", threshold=0.2, warmup=2, cooldown=1), setup(steps=40))
-        model = Model(engine)
-        for evaluation in range(40):
-            model.run(evaluation, (prompts[evaluation // 20],))
-        return engine.stats.decisions
-
-    turned, same = decisions(("early", "late")), decisions(("only", "only"))
-    assert turned[20] == "F" and turned[21:] == same[21:] and set(same[21:]) == {"F", "P", "R"}
-
-
-@pytest.mark.parametrize("away", [range(8, 13), range(9, 10)])
-def test_a_stream_that_comes_back_is_computed_in_full_first(away):
-    """Where it missed a full evaluation, as with guidance turned off for a part of the run."""
-    engine = Engine(CachePolicy(schedule="FFFRPRPRPRFRPRPRPRPF"), setup())
-    model, back = Model(engine), away[-1] + 1
-    for evaluation in range(STEPS):
-        model.run(evaluation, ("cond",))
-        if evaluation not in away:
-            late = model.run(evaluation, ("uncond",))
-            if evaluation == back and 10 in away:
-                assert torch.equal(late, model.velocity(evaluation))
-    reasons = [r.reason for r in engine.stats.records if r.index == back]
-    assert ("a stream that was away when all was computed" in reasons) == (10 in away)
-
-
-def test_what_is_computed_is_the_same_whichever_stream_a_host_calls_first():
-    """The streams' predictions differ, and so does how far each may be extrapolated."""
-
-    def run(order):
-        engine = Engine(CachePolicy(schedule="FFFRRFRRPRRP"), setup(steps=12, conditional="cond"))
-        streams, seen, noise = ("cond", "uncond"), [], torch.Generator().manual_seed(0)
-        wobble = torch.randn(2, 12, 1, 16, T, H, W, generator=noise)
-        for evaluation in range(12):
-            for which in order if evaluation else (0, 1):
-
-                def compute(selection, which=which, evaluation=evaluation):
-                    full = 1 + 0.1 * evaluation + (0.02, 0.5)[which] * wobble[which, evaluation]
-                    output = full if selection is None else pack(full, selection)
-                    rows = torch.full((1, output[0, 0].numel() // 4, 2, 128), 1.0 + evaluation**2)
-                    if engine.routes_attention:
-                        for layer in range(LAYERS):
-                            engine.self_attention(layer, rows, rows, rows, lambda q, k, v, w: seen.append(k.sum()) or q)
-                    return output
-
-                engine.evaluate(evaluation, (streams[which],), torch.zeros(1, 16, T, H, W), compute)
-        assert engine.stats.decisions == "FFFRRFRRPRRP"
-        return sorted(map(float, seen))
-
-    assert run((1, 0)) == run((0, 1))
-
-
-def poisoned(selection, output):
-    return output if selection is None else output * float("nan")
-
-
-def failing(selection, output):
-    if selection is not None:
-        raise RuntimeError("size of tensor a must match")
-    return output
-
-
-def unforeseen(selection, output):
-    if selection is not None:
-        raise KeyError("a layer was skipped")
-    return output
-
-
-def hungry(selection, output):
-    if selection is not None:
-        raise torch.OutOfMemoryError("out of memory")
-    return output
-
-
-@pytest.mark.parametrize(
-    ("spoil", "reason"),
-    [(poisoned, "not finite"), (failing, "must match"), (hungry, "out of memory"), (unforeseen, "KeyError")],
-)
-def test_a_failing_partial_falls_back_to_full_and_says_so(spoil, reason):
-    engine, model, outputs = whole_run(spoil=spoil)
-    assert "P" not in engine.stats.decisions
-    assert reason in engine.stats.summary()
-    assert len(engine.stats.warnings) == 1
-    tried = [e for e, tokens in model.calls if tokens]
-    assert len(tried) == 1  # the other stream of the evaluation does not try again
-    for evaluation, (cond, _) in enumerate(outputs):
-        torch.testing.assert_close(cond, model.velocity(evaluation), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("schedule", ["FFFRPRFRPRPF", "FFFRHRFRPRPF"])
-def test_a_partial_given_up_by_one_of_its_layers_is_computed_in_full(schedule):
-    """Its other layers saw the selection alone, so what comes of it is finite and wrong."""
-
-    def run(streams):
-        engine = Engine(CachePolicy(schedule=schedule), setup(steps=12, conditional="cond"))
-        model = Model(engine)
-
-        def spoil(selection, output):
-            if selection is None:
-                return output
-            engine.give_up_partials("another node changes the model's attention calls")
-            return output * 1.01
-
-        model.spoil = spoil
-        return engine, model, [[model.run(e, s) for s in streams] for e in range(12)]
-
-    for streams in ((("cond",), ("uncond",)), (("cond", "uncond"),)):
-        engine, model, outputs = run(streams)
-        for output in outputs[4]:
-            assert torch.equal(output[:1], model.velocity(4))
-        assert "P" not in engine.stats.decisions and "H" not in engine.stats.decisions
-        assert engine.stats.warnings == ["another node changes the model's attention calls"]
-
-
-def test_an_accelerator_that_says_it_is_out_of_memory_is_believed():
-    assert out_of_memory(torch.OutOfMemoryError()) and not out_of_memory(RuntimeError("CUDA out of memory"))
-    if hasattr(torch, "AcceleratorError"):
-        assert out_of_memory(torch.AcceleratorError("CUDA error: out of memory"))
-        assert not out_of_memory(torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
-
-
-def test_an_error_of_the_model_itself_is_not_swallowed():
-    def broken(selection, output):
-        raise RuntimeError("the model is broken")
-
-    with pytest.raises(RuntimeError, match="the model is broken"):
-        whole_run(spoil=broken)
-
-
 def test_x0_forecasts_are_exact_where_x0_is_constant():
     policy = CachePolicy(speed=3.0, forecast_quantity="x0", context_sampling="none")
     engine = Engine(policy, setup())
@@ -386,43 +241,6 @@ def test_a_schedule_is_followed_and_filled_up():
     engine, _, _ = whole_run(CachePolicy(schedule="FFRPR"))
     assert engine.stats.decisions == "FFRPR" + "F" * (STEPS - 5)
     assert "5 letters for 20 steps" in engine.stats.summary()
-
-
-class Stop(Exception):
-    pass
-
-
-def test_an_interrupt_of_the_host_is_no_failure():
-    def interrupted(selection, output):
-        if selection is not None:
-            raise Stop
-        return output
-
-    with pytest.raises(Stop):
-        whole_run(spoil=interrupted, interrupts=(Stop,))
-
-
-def test_context_that_cannot_be_remembered_costs_nothing_but_the_partials(monkeypatch):
-    def full_disk(*args):
-        raise RuntimeError("no pinned memory left")
-
-    monkeypatch.setattr("hetcache_core.memory.ContextMemory.capture", full_disk)
-    engine, model, outputs = whole_run()
-    assert "P" not in engine.stats.decisions and "no pinned memory left" in engine.stats.summary()
-    torch.testing.assert_close(outputs[-1][0], model.velocity(STEPS - 1))
-
-
-def test_out_of_memory_while_remembering_is_computed_again_without():
-    failed = []
-
-    def tight(selection, output):
-        if selection is None and not failed:
-            failed.append(True)
-            raise torch.OutOfMemoryError("out of memory")
-        return output
-
-    engine, _, _ = whole_run(CachePolicy(speed=2.0, warmup=1, max_reuse=0, profile="wan"), spoil=tight)
-    assert failed and "out of memory while remembering" in engine.stats.summary()
 
 
 def test_without_partials_on_a_model_only_forecasts_remain_and_the_note_says_why():

@@ -111,6 +111,9 @@ def test_a_cooldown_that_was_asked_for_is_the_last_evaluations():
     for speed in (1.3, 4.0):  # a chosen one passes over no more than a fourth of a step
         chosen = planned_by(CachePolicy(speed=speed, refresh=6), falling)
         assert len(falling) - 2 - chosen.decisions.rindex("F") <= (ending < 0.25).sum()
+    plans = [planned_by(CachePolicy(speed=speed), falling) for speed in (1.2, 1.3, 1.5, 2.0, 3.0, 4.0)]
+    kept = [p for p in plans if p.cooldown]
+    assert kept and all(len(falling) - 2 - p.decisions.rindex("F") <= (ending < 0.25).sum() for p in kept)
 
 
 @pytest.mark.parametrize("evaluations", [9, 10, 12, 15, 20, 25, 30, 50])

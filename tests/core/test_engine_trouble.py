@@ -1,0 +1,122 @@
+"""What goes wrong in a run costs it no more than it must."""
+
+import pytest
+import torch
+
+from hetcache_core import CachePolicy, Engine
+from hetcache_core.routing import out_of_memory
+from tests.core.test_engine import STEPS, Model, setup, whole_run
+
+
+def poisoned(selection, output):
+    return output if selection is None else output * float("nan")
+
+
+def failing(selection, output):
+    if selection is not None:
+        raise RuntimeError("size of tensor a must match")
+    return output
+
+
+def unforeseen(selection, output):
+    if selection is not None:
+        raise KeyError("a layer was skipped")
+    return output
+
+
+def hungry(selection, output):
+    if selection is not None:
+        raise torch.OutOfMemoryError("out of memory")
+    return output
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [(poisoned, "not finite"), (failing, "must match"), (hungry, "out of memory"), (unforeseen, "KeyError")],
+)
+def test_a_failing_partial_falls_back_to_full_and_says_so(spoil, reason):
+    engine, model, outputs = whole_run(spoil=spoil)
+    assert "P" not in engine.stats.decisions
+    assert reason in engine.stats.summary()
+    assert len(engine.stats.warnings) == 1
+    tried = [e for e, tokens in model.calls if tokens]
+    assert len(tried) == 1  # the other stream of the evaluation does not try again
+    for evaluation, (cond, _) in enumerate(outputs):
+        torch.testing.assert_close(cond, model.velocity(evaluation), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", ["FFFRPRFRPRPF", "FFFRHRFRPRPF"])
+def test_a_partial_given_up_by_one_of_its_layers_is_computed_in_full(schedule):
+    """Its other layers saw the selection alone, so what comes of it is finite and wrong."""
+
+    def run(streams):
+        engine = Engine(CachePolicy(schedule=schedule), setup(steps=12, conditional="cond"))
+        model = Model(engine)
+
+        def spoil(selection, output):
+            if selection is None:
+                return output
+            engine.give_up_partials("another node changes the model's attention calls")
+            return output * 1.01
+
+        model.spoil = spoil
+        return engine, model, [[model.run(e, s) for s in streams] for e in range(12)]
+
+    for streams in ((("cond",), ("uncond",)), (("cond", "uncond"),)):
+        engine, model, outputs = run(streams)
+        for output in outputs[4]:
+            assert torch.equal(output[:1], model.velocity(4))
+        assert "P" not in engine.stats.decisions and "H" not in engine.stats.decisions
+        assert engine.stats.warnings == ["another node changes the model's attention calls"]
+
+
+def test_an_accelerator_that_says_it_is_out_of_memory_is_believed():
+    assert out_of_memory(torch.OutOfMemoryError()) and not out_of_memory(RuntimeError("CUDA out of memory"))
+    if hasattr(torch, "AcceleratorError"):
+        assert out_of_memory(torch.AcceleratorError("CUDA error: out of memory"))
+        assert not out_of_memory(torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
+
+
+def test_an_error_of_the_model_itself_is_not_swallowed():
+    def broken(selection, output):
+        raise RuntimeError("the model is broken")
+
+    with pytest.raises(RuntimeError, match="the model is broken"):
+        whole_run(spoil=broken)
+
+
+class Stop(Exception):
+    pass
+
+
+def test_an_interrupt_of_the_host_is_no_failure():
+    def interrupted(selection, output):
+        if selection is not None:
+            raise Stop
+        return output
+
+    with pytest.raises(Stop):
+        whole_run(spoil=interrupted, interrupts=(Stop,))
+
+
+def test_context_that_cannot_be_remembered_costs_nothing_but_the_partials(monkeypatch):
+    def full_disk(*args):
+        raise RuntimeError("no pinned memory left")
+
+    monkeypatch.setattr("hetcache_core.memory.ContextMemory.capture", full_disk)
+    engine, model, outputs = whole_run()
+    assert "P" not in engine.stats.decisions and "no pinned memory left" in engine.stats.summary()
+    torch.testing.assert_close(outputs[-1][0], model.velocity(STEPS - 1))
+
+
+def test_out_of_memory_while_remembering_is_computed_again_without():
+    failed = []
+
+    def tight(selection, output):
+        if selection is None and not failed:
+            failed.append(True)
+            raise torch.OutOfMemoryError("out of memory")
+        return output
+
+    engine, _, _ = whole_run(CachePolicy(speed=2.0, warmup=1, max_reuse=0, profile="wan"), spoil=tight)
+    assert failed and "out of memory while remembering" in engine.stats.summary()
