@@ -9,7 +9,8 @@ A *setting* (host, steps, cfg, mask, sampler, frames, size; `benchmarks.settings
 compared with that edit in the mask, in the ring around it, outside, and overall. Speeds are against full evaluations
 timed in the same run; for fewer steps the ratio of the steps, for crop-and-stitch and inside ComfyUI against the
 clip's full run. Rivals use the knobs that `benchmarks.rivals.tune` chose on other clips for each time budget. A run
-that was stopped goes on where it was; rows made with other knobs are made anew.
+that was stopped goes on where it was; rows made with other knobs are made anew. A row's ``machine`` says which of the
+file's ``machines`` (versions, commit) it was made on.
 """
 
 from __future__ import annotations
@@ -109,15 +110,17 @@ def bench(setting: Setting, clips: int, names: list[str] | None, workers: int, f
     """Fill a setting's file; returns its contents."""
     path = folder / f"{setting.name}.json"
     wanted, missing = runs(setting, names)
-    result = {"setting": setting.name, "machine": describe() | {"threads": 1, "workers": workers}, "missing": missing}
-    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    kept = json.loads(path.read_text()) if path.exists() else {"machines": [], "rows": []}
+    machines, before, here = kept["machines"], kept["rows"], describe() | {"threads": 1, "workers": workers}
+    machines = machines if here in machines else [*machines, here]
+    result = {"setting": setting.name, "machines": machines, "missing": missing}
     result["summary"], result["rows"] = summarise(before), before
     for name, reason in missing.items():
         print(f"{setting.name}: no {name}: {reason}", flush=True)
     tasks = [(setting, index, todo) for index in setting.clips(clips) if (todo := lacking(before, index, wanted))]
 
     def done(new: list[dict]) -> None:
-        result["rows"] = merged(result["rows"], new)
+        result["rows"] = merged(result["rows"], [{**row, "machine": machines.index(here)} for row in new])
         result["summary"] = summarise(result["rows"])
         write(path, result, compact=True)
         print(f"{setting.name} clip {new[0]['clip']}: {len(new)} runs, {new[0]['clip_seconds']:.0f} s", flush=True)

@@ -15,13 +15,19 @@ def titled(result: dict) -> str:
     clips = max(entry["clips"] for entry in result["summary"])
     return (
         f"**{setting.steps} steps, cfg {setting.cfg:g}, {masks(setting)}**, {hosted(setting)}, {setting.size}x"
-        f"{setting.size}, {setting.frames} frames, {clips} clips ({made_on(result['machine'])}):"
+        f"{setting.size}, {setting.frames} frames, {clips} clips ({made_on(*machines(result))}):"
     )
 
 
-def made_on(machine: dict) -> str:
-    """A machine in words."""
-    return f"{machine['device']}, {machine['threads']} thread{'s' if machine['threads'] != 1 else ''}"
+def machines(result: dict) -> list[dict]:
+    """Those that a file's rows were made on."""
+    return [result["machines"][number] for number in sorted({row["machine"] for row in result["rows"]})]
+
+
+def made_on(*machines: dict) -> str:
+    """Machines in words."""
+    devices, threads = dict.fromkeys(m["device"] for m in machines), machines[0]["threads"]
+    return f"{' and '.join(devices)}, {threads} thread{'s' if threads != 1 else ''}"
 
 
 def masks(setting: Setting) -> str:

@@ -165,13 +165,19 @@ def test_bench_end_to_end_and_on(tmp_path, monkeypatch, capsys):
     names = ["ours", "fewer-steps", "easycache", "crop", "magcache"]
     common = ["--settings", TINY.name, "--out", str(tmp_path), "--methods"]
     bench.main([*common, *names[:2], "--clips", "1"])
+    here = bench.describe()
+    monkeypatch.setattr(bench, "describe", lambda: {**here, "device": "another"})
     bench.main([*common, *names, "--clips", "1"])  # goes on: the first clip's two rivals
     said = capsys.readouterr().out
     assert "clip 0: 5 runs" in said and "not tuned" in said
     path = tmp_path / f"{TINY.name}.json"
     result = json.loads(path.read_text())
     assert path.with_suffix(".png").stat().st_size > 5000
-    assert result["missing"].keys() == {"magcache"} and result["machine"]["threads"] == 1
+    assert result["missing"].keys() == {"magcache"}
+    assert {row["name"]: row["machine"] for row in result["rows"]} == {
+        "full": 1, "ours": 0, "fewer-steps": 0, "easycache": 1, "crop": 1
+    }  # fmt: skip
+    assert f"({here['device']} and another, 1 thread)" in overview.titled(result)
     assert len(result["rows"]) == 1 + 3 * len(TINY.speeds) + 1  # EasyCache's knobs are the same at all speeds
     by_name = {(e["name"], e["wanted"]): e for e in result["summary"]}
     assert by_name["full", 1.0]["psnr"]["mask"] == 100.0
