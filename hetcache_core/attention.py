@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+MOST_LOGITS = 2**28
 Attend = Callable[[Tensor, Tensor, Tensor, "KeyWeights | None"], Tensor]
 
 
@@ -34,19 +35,33 @@ class KeyWeights:
 
 def attend(query: Tensor, key: Tensor, value: Tensor, weights: KeyWeights | None = None) -> Tensor:
     """Scaled dot-product attention on ``[B, tokens, heads, head_dim]`` tensors, with weighted keys or without."""
-    if weights is not None and query.dtype in (torch.float16, torch.bfloat16) and has_flash(query.device):
+    if weights is not None and has_flash(query.device, query.dtype, query.shape[-1]):
         return attend_in_groups(query, key, value, weights)  # a mask would forbid the fast kernels
     query, key, value = (t.transpose(1, 2) for t in (query, key, value))
-    mask = None if weights is None else weights.bias.to(query.dtype).expand(1, 1, query.shape[2], -1)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+    if weights is None:
+        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+    at_once = max(1, MOST_LOGITS // (query.shape[0] * query.shape[1] * key.shape[2]))  # where no kernel takes a mask
+    parts = query.split(query.shape[2] if query.device.type in ("cpu", "cuda") else at_once, dim=2)
+    mask = weights.bias.to(query.dtype)[None, None, None]
+    outputs = [
+        F.scaled_dot_product_attention(q, key, value, attn_mask=mask.expand(-1, -1, q.shape[2], -1)) for q in parts
+    ]
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)).transpose(1, 2)
 
 
 @functools.cache
-def has_flash(device: torch.device) -> bool:
-    """Whether torch's flash attention runs there: from Ampere on, in builds that bring it."""
-    if device.type != "cuda" or not torch.backends.cuda.is_flash_attention_available():
+def has_flash(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Whether torch's flash attention runs there, on heads so wide: from Ampere on, on some of AMD's cards, in builds
+    that bring it. Torch itself says so, asked about a head of one token."""
+    cuda = torch.backends.cuda
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16) or not cuda.is_flash_attention_available():
         return False
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    one = torch.zeros(1, 1, 1, width, device=device, dtype=dtype)
+    try:
+        asked = cuda.SDPAParams(one, one, one, None, 0.0, False, False)
+    except TypeError:  # before torch 2.5
+        asked = cuda.SDPAParams(one, one, one, None, 0.0, False)
+    return cuda.can_use_flash_attention(asked)
 
 
 def attend_in_groups(query: Tensor, key: Tensor, value: Tensor, weights: KeyWeights) -> Tensor:
@@ -74,7 +89,7 @@ def _attend_with_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor,
     query, key, value = (t.transpose(1, 2) for t in (query, key, value))
     if query.device.type == "cpu":
         output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
-    elif query.dtype in (torch.float16, torch.bfloat16) and has_flash(query.device):
+    elif has_flash(query.device, query.dtype, query.shape[-1]):
         output, lse = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[:2]
     else:
         logits = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .block_scores import BlockScores
 from .blocks import BlockCache
+from .device import Stopwatch, out_of_memory
 from .error_model import BLOCKS, FULL, GUIDANCE, HALF, PARTIAL, PARTS, REUSE
 from .forecasts import Forecasts
 from .guidance import Streams
@@ -23,9 +24,9 @@ from .partial import Partials
 from .plan import Plan
 from .policy import CachePolicy
 from .prepare import prepare
-from .routing import Routing, log, named, out_of_memory
+from .routing import Routing, log, named
 from .setup import RunSetup, why_full
-from .stats import RunStats, Stopwatch
+from .stats import RunStats
 from .tiers import NO_MEMORY
 
 Compute = Callable[..., Tensor]  # see Engine.evaluate

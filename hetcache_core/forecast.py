@@ -113,7 +113,10 @@ class Forecast:
         if self.order:
             self._turn(position, patches, selection, rows)
         self._last[:, :, rows] = patches
-        self.computed_at[rows] = position
+        if selection is None:
+            self.computed_at.fill_(position)
+        else:
+            self.computed_at.index_fill_(0, selection, position)
 
     def _turn(self, position: float, patches: Tensor, selection: Tensor | None, rows: Tensor | slice) -> None:
         """Renew slope and bend of the tokens computed."""

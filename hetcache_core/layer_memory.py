@@ -75,8 +75,12 @@ class LayerMemory:
         """Whether a stream's rows are here."""
         return stream in self._recorded
 
-    def record(self, rows: dict[Hashable, Tensor], position: float) -> None:
-        """Take in all rows of some streams, computed anew at a position."""
+    def record(self, rows: dict[Hashable, Tensor], position: float, chosen: Tensor | None = None) -> None:
+        """Take in all rows of some streams, computed anew at a position.
+
+        Args:
+            chosen: indices of the rows that are kept ``[M]``, None where all given are.
+        """
         if not self._kept and self._first not in rows:
             self._first = next(iter(rows))
         for stream in sorted(rows, key=self._leads, reverse=True):
@@ -84,7 +88,9 @@ class LayerMemory:
                 self._kept.clear()  # the leading one has left the run
                 self._recorded.clear()
                 self._first = stream
-            self._record(stream, rows[stream], position)
+            if self._leads(stream) or self._tier.apart_bits:
+                taken = rows[stream] if chosen is None else rows[stream].index_select(1, chosen)
+                self._record(stream, taken, position)
             self._recorded[stream] = position
 
     def _record(self, stream: Hashable, rows: Tensor, position: float) -> None:
@@ -94,7 +100,7 @@ class LayerMemory:
         elif self._leads(stream):
             how = (tier.order, tier.bits, tier.turn_bits, tier.offload)
             self._kept[stream] = Trajectory(position, rows, *how)
-        elif tier.apart_bits:
+        else:
             self._kept[stream] = Apart(self._kept[self._first], position, rows, tier.apart_bits, tier.offload)
 
     def fetch(self, streams: tuple[Hashable, ...], device: torch.device) -> Fetched:

@@ -89,9 +89,9 @@ class ContextMemory:
             return
         kept = self._layers.setdefault(layer, tuple(LayerMemory(self.tier, self.leading) for _ in range(2)))
         for each, rows in zip(kept, (key, value), strict=True):
-            chunks = zip(streams, rows.chunk(len(streams)), strict=True)
-            taken = {s: t.index_select(1, self.remembered.indices) for s, t in chunks if s in self._kept}
-            each.record(taken, self._position)
+            chunks = dict(zip(streams, rows.chunk(len(streams)), strict=True))
+            some = {stream: chunks[stream] for stream in streams if stream in self._kept}
+            each.record(some, self._position, self.remembered.indices)
         if layer == self.layers - 1:
             self.peak_bytes = max(self.peak_bytes, self.bytes)
 

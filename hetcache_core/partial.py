@@ -96,7 +96,12 @@ class Partials:
         Args:
             layer: index in call order. streams: of the call. first: whether the run's first stream is among them.
             query, key, value: ``[B, tokens, heads, head_dim]``.
+
+        Raises:
+            ValueError: another number of tokens; a device would only find out by an index it cannot recover from.
         """
+        if key.shape[1] != self._tokens:
+            raise ValueError(f"a layer sees {key.shape[1]} of {self._tokens} tokens")
         if self.memory:
             self.memory.capture(layer, streams, key, value)
         if layer == self._watched and first:

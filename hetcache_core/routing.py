@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Hashable
 
-import torch
 from torch import Tensor
 
 from .attention import Attend
@@ -126,9 +125,3 @@ class Routing:
 def named(error: Exception) -> str:
     """An error with its kind, for a reason."""
     return f"{type(error).__name__}: {error}"
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether a device ran out of memory; newer torch can also say so by its accelerator's general error."""
-    general = isinstance(error, getattr(torch, "AcceleratorError", ()))
-    return isinstance(error, torch.OutOfMemoryError) or (general and "out of memory" in str(error).lower())

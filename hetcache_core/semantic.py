@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from .context import even_positions
 
@@ -93,7 +94,7 @@ def kmeans(features: Tensor, clusters: int, iterations: int = ITERATIONS) -> Ten
     for _ in range(iterations):
         labels = torch.cdist(features, centres).argmin(1)
         counts = torch.bincount(labels, minlength=clusters)
-        sums = torch.zeros_like(centres).index_add_(0, labels, features)
+        sums = one_hot(labels, clusters).to(features).T @ features  # index_add_ adds in any order on a GPU
         centres = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], centres)
     return labels
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import statistics
-import time
 from collections.abc import Hashable
 from dataclasses import asdict, dataclass
 
@@ -15,6 +14,7 @@ import torch
 from .block_profile import BlockProfile
 from .block_scores import BlockScores
 from .costs import Costs
+from .device import Stopwatch
 from .error_model import BLOCKS, FULL, NAMES, PARTIAL, REUSE
 from .plan import Plan
 from .policy import CachePolicy
@@ -22,38 +22,6 @@ from .profile import ErrorProfile
 from .signals import ChangeRecorder
 from .tiers import MemoryTier
 from .tokens import TokenClasses, TokenGrid
-
-
-class Stopwatch:
-    """Wall time of a stretch of work on a device: events on CUDA (read later, without a stall), a clock elsewhere."""
-
-    def __init__(self, device: torch.device):
-        self._device = device
-        self._cuda = device.type == "cuda"
-        self._begin = self._mark()
-        self._end = None
-
-    def stop(self) -> None:
-        self._end = self._mark()
-
-    @property
-    def seconds(self) -> float:
-        if self._cuda:
-            self._end.synchronize()
-            return self._begin.elapsed_time(self._end) / 1000
-        return self._end - self._begin
-
-    @property
-    def finished(self) -> bool:
-        """Whether the device is done, so that reading the seconds waits for nothing."""
-        return not self._cuda or self._end.query()
-
-    def _mark(self):
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
-        return event
 
 
 @dataclass

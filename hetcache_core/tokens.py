@@ -8,6 +8,7 @@ for pixel frame 0 alone (causal VAE).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +49,8 @@ class TokenGrid:
 
 @dataclass(frozen=True)
 class TokenClasses:
-    """The three classes of a run's tokens, flat in token order.
+    """The three classes of a run's tokens, flat in token order. What follows from them is worked out once: each answer
+    waits for the device they lie on.
 
     Args:
         grid: the token grid.
@@ -65,17 +67,17 @@ class TokenClasses:
     distance: Tensor
     reference_frames: int = 0
 
-    @property
+    @cached_property
     def edited(self) -> Tensor:
         """Sorted indices of generative and margin tokens: what every partial evaluation computes."""
         return (self.generative | self.margin).nonzero().flatten()
 
-    @property
+    @cached_property
     def context(self) -> Tensor:
         """Sorted indices of context tokens."""
         return (~(self.generative | self.margin)).nonzero().flatten()
 
-    @property
+    @cached_property
     def mask_fraction(self) -> float:
         """Share of tokens that are generative."""
         return self.generative.float().mean().item()

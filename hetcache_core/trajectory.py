@@ -78,7 +78,7 @@ class Trajectory:
         turned = self._turned(position, rows, slots, fetched) if self._turns else ()
         for kept, new, here in zip((self._values, *self._turns), (rows, *turned), fetched, strict=True):
             kept.renew(slots, new, here)
-        self._computed_at[slots] = position
+        self._computed_at.index_fill_(0, slots, position)  # an index and a number would wait for the device
 
     def at(
         self,

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from benchmarks.rivals.rules import EasyCache, StackRule
 from hetcache_core import CachePolicy
+from hetcache_core.device import Stopwatch
 from hetcache_core.error_model import FULL, REUSE
-from hetcache_core.stats import RunStats, Stopwatch
+from hetcache_core.stats import RunStats
 from hetcache_core.tokens import TokenGrid
 
 HOOK = "rival"

@@ -194,8 +194,8 @@ class _Run:
             self.engine = Engine(policy, read_setup(call, self.sampling, self.schedule, policy, self.patch.mask))
             context = 0 if policy.memory_offload else self.engine.stats.planned_context_bytes
             planned = context + self.engine.stats.planned_block_bytes
-            if call.x.is_cuda and planned:
-                self.sampling.make_room(planned, call.x.device)
+            if planned and call.x.device.type != "cpu":
+                self.sampling.make_room(planned, call.x)
         except Exception as error:  # a run that works without us works with us
             reason = f"setting up failed ({type(error).__name__}: {error})"
             grid = TokenGrid.of_latent(call.x)

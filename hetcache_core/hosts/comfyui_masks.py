@@ -42,7 +42,7 @@ def token_classes(
         elif found is None and x.shape[1] == I2V_CHANNELS:
             found = 1 - x[:, 16:20].float().amin(dim=(0, 1))
         if mask is not None:
-            touched = pool_pixel_mask(*_fitted(mask, x, references), threshold)
+            touched = pool_pixel_mask(*_fitted(mask, x, references), threshold).to(x.device)
             touched = torch.cat([touched.new_zeros(references, *touched.shape[1:]), touched])
         elif found is not None:
             touched = pool_latent_mask(found.to(x.device), grid, threshold)
@@ -70,7 +70,7 @@ def _fitted(mask: Tensor, x: Tensor, references: int) -> tuple[Tensor, TokenGrid
     wanted = (frames - 1) * FRAMES_PER_CELL + 1
     mask = mask if mask.ndim == 3 else mask.reshape(-1, *mask.shape[-2:])
     size = (width * PIXELS_PER_CELL, height * PIXELS_PER_CELL)
-    mask = comfy.utils.common_upscale(mask[:wanted, None].float(), *size, "bilinear", "center")[:, 0].to(x.device)
+    mask = comfy.utils.common_upscale(mask[:wanted, None].float(), *size, "bilinear", "center")[:, 0]
     if 1 < len(mask) < wanted:
         mask = torch.cat([mask, mask.new_ones(wanted - len(mask), *mask.shape[1:])])
     return mask, grid

@@ -58,11 +58,16 @@ class Sampling:
         """Wrappers of a kind on this run's model, by key."""
         return self.guider.model_options.get("transformer_options", {}).get("wrappers", {}).get(kind, {})
 
-    def make_room(self, size: int, device: torch.device) -> None:
-        """Ask the host to free this many bytes from other models; ours stays where it is."""
+    def make_room(self, size: int, x: Tensor) -> None:
+        """Have the host free this many bytes beside what a call on ``x`` takes: other models first, then some of our
+        weights, which it then brings in as they are needed. (Newer hosts do the latter by themselves.)"""
         management, patcher = comfy.model_management, self.guider.model_patcher
+        needed = size + patcher.memory_required(list(x.shape))
         ours = [m for m in management.current_loaded_models if m.model is not None and m.model.is_clone(patcher)]
-        management.free_memory(size + management.minimum_inference_memory(), device, keep_loaded=ours)
+        management.free_memory(needed, x.device, keep_loaded=ours)
+        lacking = needed - management.get_free_memory(x.device)
+        if lacking > 0 and not getattr(patcher, "is_dynamic", bool)():
+            patcher.partially_unload(patcher.offload_device, lacking)
 
 
 @dataclass(frozen=True)

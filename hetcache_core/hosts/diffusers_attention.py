@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
 
@@ -43,7 +42,7 @@ class ContextProcessor(WanAttnProcessor):
             query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         query, key = attn.norm_q(query), attn.norm_k(key)
         query, key, value = (t.unflatten(2, (attn.heads, -1)) for t in (query, key, value))
-        query, key = (apply_rotary_emb(t, tuple(f[0, :, 0] for f in rotary_emb), sequence_dim=1) for t in (query, key))
+        query, key = (_rotated(t, *rotary_emb) for t in (query, key))
         output = engine.self_attention(self._layer, query, key, value, self._attend)
         output = output.flatten(2, 3).type_as(query)
         return attn.to_out[1](attn.to_out[0](output))
@@ -53,6 +52,17 @@ class ContextProcessor(WanAttnProcessor):
             return attend(query, key, value, weights)
         parallel = {} if self._parallel_config is None else {"parallel_config": self._parallel_config}
         return dispatch_attention_fn(query, key, value, backend=self._attention_backend, **parallel)
+
+
+def _rotated(rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rows ``[B, L, heads, head_dim]`` turned by their position, as the stock processor does it: in the wider of the
+    two dtypes, pair by pair; diffusers' general function takes three copies of all rows more."""
+    even, odd = rows[..., 0::2], rows[..., 1::2]
+    cos, sin = cos[..., 0::2], sin[..., 1::2]
+    turned = torch.empty_like(rows)
+    turned[..., 0::2] = even * cos - odd * sin
+    turned[..., 1::2] = even * sin + odd * cos
+    return turned
 
 
 @contextmanager

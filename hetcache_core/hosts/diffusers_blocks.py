@@ -66,10 +66,17 @@ def why_no_blocks(model: torch.nn.Module) -> str:
     """Why single blocks cannot be left out on this model, or empty."""
     if any(getattr(m, "_compiled_call_impl", None) is not None for m in (model, *model.blocks)):
         return "the model is compiled, with every block in it; no blocks are reused"
+    if split_over_devices(model):
+        return "each device sees a part of the tokens; no blocks are reused"
     registries = (getattr(block, "_diffusers_hook", None) for block in model.blocks)
     if any("offloading" in name for registry in registries if registry for name in registry.hooks):
         return "blocks are offloaded in groups, each of which fetches the next; no blocks are reused"
     return ""
+
+
+def split_over_devices(model: torch.nn.Module) -> bool:
+    """Whether diffusers' context parallelism spreads a clip's tokens over several devices."""
+    return any(getattr(block.attn1.processor, "_parallel_config", None) is not None for block in model.blocks)
 
 
 def _forget_cached(model: torch.nn.Module) -> None:

@@ -15,7 +15,7 @@ from ..costs import ModelShape
 from ..policy import CachePolicy
 from ..setup import RunSetup
 from ..tokens import TokenClasses, TokenGrid, classify, pool_latent_mask, pool_pixel_mask, vace_mask
-from .diffusers_blocks import why_no_blocks
+from .diffusers_blocks import split_over_devices, why_no_blocks
 
 
 class CallName(StateManager):
@@ -138,6 +138,8 @@ def _no_partials(model: torch.nn.Module) -> str:
     foreign = {type(a.processor).__name__ for a in self_attentions(model) if type(a.processor) is not WanAttnProcessor}
     if foreign:
         return f"attention processor {', '.join(sorted(foreign))} is not the stock one; evaluations are only reused"
+    if split_over_devices(model):
+        return "each device sees a part of the tokens; evaluations are only reused"
     if any(getattr(m, "_compiled_call_impl", None) is not None for m in (model, *model.blocks)):
         return "the model is compiled; evaluations are only reused"
     return ""

@@ -5,6 +5,7 @@ import gc
 import weakref
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import comfy.model_management
 import pytest
@@ -15,6 +16,7 @@ from small import FAST, QUICK, VARIANTS, cached, load, psnr, sample
 
 from hetcache_core import CachePolicy, Engine
 from hetcache_core.hosts import comfyui as host
+from hetcache_core.hosts.comfyui_setup import Sampling
 
 PREDICT = WrappersMP.PREDICT_NOISE
 Interrupt = comfy.model_management.InterruptProcessingException
@@ -192,6 +194,21 @@ def test_a_setup_that_fails_leaves_the_run_to_the_host(monkeypatch):
 
 
 # ---- two samplers, two experts
+
+
+@pytest.mark.parametrize(("free", "dynamic", "unloaded"), [(900, False, 0), (300, False, 500), (300, True, 0)])
+def test_room_is_made_beside_what_a_call_takes_in_our_own_weights_last(monkeypatch, free, dynamic, unloaded):
+    """700 for a call and 100 for the context; a host that evicts weights by itself is left to do so."""
+    patcher, told = load().clone(), []
+    monkeypatch.setattr(type(patcher), "memory_required", lambda self, shape: 700 if shape == [2, 16, 3, 8, 8] else 0)
+    monkeypatch.setattr(type(patcher), "is_dynamic", lambda self: dynamic, raising=False)
+    monkeypatch.setattr(type(patcher), "partially_unload", lambda self, device, size: told.append((device, size)))
+    management, others = comfy.model_management, []
+    monkeypatch.setattr(management, "free_memory", lambda size, device, keep_loaded: others.append(size))
+    monkeypatch.setattr(management, "get_free_memory", lambda device: free)
+    sampling = Sampling(SimpleNamespace(model_patcher=patcher), None, None, None, None, None)
+    sampling.make_room(100, torch.zeros(2, 16, 3, 8, 8))
+    assert others == [800] and told == ([(patcher.offload_device, unloaded)] if unloaded else [])
 
 
 def two_stages(high, low, **kwargs):

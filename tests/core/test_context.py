@@ -88,18 +88,22 @@ def test_a_weighted_key_counts_as_that_many_copies():
 
 
 @pytest.mark.parametrize(
-    ("device", "capability", "built", "expected"),
+    ("device", "dtype", "built", "runs", "expected"),
     [
-        ("cuda", (8, 9), True, True),
-        ("cuda", (7, 5), True, False),
-        ("cuda", (9, 0), False, False),
-        ("cpu", (8, 9), True, False),
+        ("cuda", torch.bfloat16, True, True, True),
+        ("cuda", torch.float16, True, False, False),  # as before Ampere
+        ("cuda", torch.float32, True, True, False),
+        ("cuda", torch.bfloat16, False, True, False),
+        ("cpu", torch.bfloat16, True, True, False),
     ],
 )
-def test_flash_attention_is_asked_for_where_it_runs(monkeypatch, device, capability, built, expected):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: built)
-    assert has_flash.__wrapped__(torch.device(device)) is expected
+def test_flash_attention_is_asked_for_where_torch_says_it_runs(monkeypatch, device, dtype, built, runs, expected):
+    asked, zeros, cuda = [], torch.zeros, torch.backends.cuda
+    monkeypatch.setattr(torch, "zeros", lambda *size, device, dtype: zeros(*size, dtype=dtype))
+    monkeypatch.setattr(cuda, "is_flash_attention_available", lambda: built)
+    monkeypatch.setattr(cuda, "can_use_flash_attention", lambda params: asked.append(params) or runs)
+    assert has_flash.__wrapped__(torch.device(device), dtype, 128) is expected
+    assert all(p.query.dtype == dtype and p.query.shape[-1] == 128 and p.attn_mask is None for p in asked)
 
 
 def test_groups_merged_by_log_sum_exp_equal_one_biased_call():

@@ -1,10 +1,13 @@
 """What goes wrong in a run costs it no more than it must."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from hetcache_core import CachePolicy, Engine
-from hetcache_core.routing import out_of_memory
+from hetcache_core.device import out_of_memory
+from hetcache_core.partial import Partials
 from tests.core.test_engine import STEPS, Model, setup, whole_run
 
 
@@ -71,7 +74,9 @@ def test_a_partial_given_up_by_one_of_its_layers_is_computed_in_full(schedule):
 
 
 def test_an_accelerator_that_says_it_is_out_of_memory_is_believed():
-    assert out_of_memory(torch.OutOfMemoryError()) and not out_of_memory(RuntimeError("CUDA out of memory"))
+    assert out_of_memory(torch.OutOfMemoryError()) and not out_of_memory(RuntimeError("out of memory of all kinds"))
+    assert out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"))
+    assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     if hasattr(torch, "AcceleratorError"):
         assert out_of_memory(torch.AcceleratorError("CUDA error: out of memory"))
         assert not out_of_memory(torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
@@ -107,6 +112,14 @@ def test_context_that_cannot_be_remembered_costs_nothing_but_the_partials(monkey
     engine, model, outputs = whole_run()
     assert "P" not in engine.stats.decisions and "no pinned memory left" in engine.stats.summary()
     torch.testing.assert_close(outputs[-1][0], model.velocity(STEPS - 1))
+
+
+def test_a_layer_that_sees_a_part_of_the_tokens_is_found_out_before_any_index_is_used():
+    """An index outside a tensor ends a CUDA process; on a CPU it is one more exception."""
+    unused = SimpleNamespace(count=0)  # neither the memory nor the sampler is asked
+    partials = Partials(torch.arange(4), unused, 0, unused, tokens=10)
+    with pytest.raises(ValueError, match="sees 5 of 10 tokens"):
+        partials.capture(0, ("cond",), True, *torch.zeros(3, 1, 5, 2, 8))
 
 
 def test_out_of_memory_while_remembering_is_computed_again_without():

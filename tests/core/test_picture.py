@@ -5,7 +5,8 @@ import torch
 
 from hetcache_core import CachePolicy, picture
 from hetcache_core.block_profile import BlockProfile
-from hetcache_core.stats import RunStats, Stopwatch
+from hetcache_core.device import Stopwatch
+from hetcache_core.stats import RunStats
 from hetcache_core.tokens import classify
 
 NODE = 300  # pixels of a node's width

@@ -169,6 +169,17 @@ def test_a_missing_profile_is_refused_when_applied(vace):
         host.apply(vace, CachePolicy(method="profilingdit", block_profile="nowhere.json"))
 
 
+def test_tokens_spread_over_devices_allow_only_reuse(vace, monkeypatch):
+    """Context parallelism: indices of the whole clip would lie outside a device's part, which CUDA does not survive."""
+    from hetcache_core.hosts.diffusers_blocks import why_no_blocks
+    from hetcache_core.hosts.diffusers_setup import _no_partials
+
+    assert not _no_partials(vace) and not why_no_blocks(vace)
+    for block in vace.blocks:
+        monkeypatch.setattr(block.attn1.processor, "_parallel_config", object())
+    assert "a part of the tokens" in _no_partials(vace) and "a part of the tokens" in why_no_blocks(vace)
+
+
 def test_group_offloading_forbids_leaving_blocks_out(vace, policy):
     from diffusers.hooks import HookRegistry, ModelHook
 

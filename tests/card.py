@@ -1,0 +1,173 @@
+"""A pretend graphics card: tensors that say they lie on another device, and are computed on the CPU.
+
+On a CPU nothing tells a tensor that was left in host memory from one on the card, so that code which mixes them passes
+every test and fails for every user. Here each operation is seen before it is done, and one that a card would refuse is
+refused. What waits for the card (a number read, a copy to the host) is counted.
+
+    with Card() as card, torch.inference_mode():
+        model(*map(card.put, arguments))
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+_register = getattr(backend_registration, "_setup_privateuseone_for_python_backend", None)
+WHY_NOT = "" if _register else f"torch {torch.__version__} takes no device made in Python"
+NAME = "card"
+aten = torch.ops.aten
+MOVES = (aten._to_copy.default, aten.copy_.default)
+TAKES_HOST_INDICES = (aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default)
+WAITS = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2", "bincount", "is_nonzero")
+
+
+class Event:
+    """A mark on the card's time line, which is the host's."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing: bool = False):
+        self.timing = enable_timing
+
+    def record(self, stream=None):
+        Event.now += 1.0
+        self.at = Event.now
+
+    def elapsed_time(self, end: Event) -> float:
+        assert self.timing and end.timing
+        return end.at - self.at
+
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self):
+        pass
+
+
+class Module:
+    """What torch asks a device's module for, and what the pack does."""
+
+    Event = Event
+
+    def is_initialized(self):
+        return True
+
+    def is_available(self):
+        return True
+
+    def current_device(self):
+        return 0
+
+    def device_count(self):
+        return 1
+
+    def _is_in_bad_fork(self):
+        return False
+
+    def manual_seed_all(self, seed):
+        pass
+
+
+if _register:
+    _register(NAME, Module())
+    DEVICE = torch.device(NAME, 0)
+
+
+class OnCard(torch.Tensor):
+    """A tensor on the card; ``inner`` has its numbers."""
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor):
+        sizes = {"strides": inner.stride(), "storage_offset": inner.storage_offset(), "dtype": inner.dtype}
+        self = torch.Tensor._make_wrapper_subclass(cls, inner.shape, device=DEVICE, **sizes)
+        self.inner = inner
+        return self
+
+    def __repr__(self):
+        return f"OnCard({self.inner})"
+
+    def tolist(self):
+        Card.current.waits["tolist"] += 1
+        return self.inner.tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        with Card.current:
+            return function(*args, **(kwargs or {}))
+
+
+class Card(TorchDispatchMode):
+    """While open, there is a card. ``waits`` counts by operation what waited for it."""
+
+    current: Card
+
+    def __init__(self):
+        super().__init__()
+        self.waits = Counter()
+        Card.current = self
+
+    def put(self, value):
+        """A value with its tensors on the card."""
+        return tree_map(lambda t: OnCard(t) if isinstance(t, torch.Tensor) else t, value)
+
+    def put_model(self, model: torch.nn.Module) -> torch.nn.Module:
+        """A model with its weights on the card, moved there."""
+        for module in model.modules():
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = self.put(buffer)
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[name] = torch.nn.Parameter(self.put(parameter.detach()), requires_grad=False)
+        return model
+
+    def take(self, value):
+        """A value with its tensors back on the host."""
+        return tree_map(_inner, value)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if function._can_decompose() and function not in MOVES:  # as in inference mode, where nothing else does it
+            with self:
+                answer = function.decompose(*args, **kwargs)
+            if answer is not NotImplemented:
+                return answer
+        here = self._on_card(function, args, kwargs)
+        answer = function(*tree_map(_inner, args), **tree_map(_inner, kwargs))
+        first = function._schema.arguments[0].alias_info if function._schema.arguments else None
+        if first is not None and first.is_write:
+            return args[0]
+        return self.put(answer) if here else answer
+
+    def _on_card(self, function, args, kwargs) -> bool:
+        """Whether an operation's answer lies on the card; ``kwargs`` are made fit for the CPU.
+
+        Raises:
+            RuntimeError: it mixes tensors of both, numbers apart.
+        """
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        card = [t for t in tensors if isinstance(t, OnCard)]
+        host = [t for t in tensors if not isinstance(t, OnCard) and t.ndim]
+        indices = function in TAKES_HOST_INDICES and isinstance(args[0], OnCard)
+        if card and host and function not in MOVES and not indices:
+            sizes = [tuple(t.shape) for t in host]
+            raise RuntimeError(f"{function} mixes tensors of {DEVICE} and cpu, {sizes} among them")
+        here = isinstance(args[0], OnCard) if function is aten.copy_.default else bool(card)
+        if kwargs.get("device") is not None:
+            here = torch.device(kwargs["device"]).type == NAME
+            kwargs["device"] = torch.device("cpu")
+        kwargs.pop("pin_memory", None)
+        name = function._schema.name.split("::")[1]
+        leaves = function in MOVES and card and not here
+        brings = indices and (host or (len(args) > 2 and args[2].ndim == 0))  # an index or a number, to be copied first
+        if (card and name in WAITS) or leaves or brings:
+            self.waits[name] += 1
+        return here
+
+
+def _inner(value):
+    return value.inner if isinstance(value, OnCard) else value
