@@ -41,7 +41,7 @@ class Engine(Routing):
     """
 
     def __init__(self, policy: CachePolicy, setup: RunSetup):
-        self.policy, self.setup = policy, setup
+        self.policy, self.setup = policy, setup = policy.settled(), setup
         started = time.perf_counter()
         self.stats = RunStats(policy, setup.grid, setup.classes)
         self.streams: Streams = ()

@@ -41,13 +41,15 @@ class CachePolicy:
             beyond it are full.
         replan: whether the rest of a plan is made anew where predictions change otherwise than the profile says.
         partials: whether partial evaluations are allowed.
-        margin_space, margin_time: rings of margin tokens (16 pixels each) and margin latent frames.
+        margin_space, margin_time: rings of margin tokens (16 pixels each; when None, 0, or 1 for ``hetcache``) and
+            margin latent frames.
         context_share: share of the context each partial evaluation computes again; when None, less at higher speeds and
-            where the speed is out of reach otherwise.
+            where the speed is out of reach otherwise (for ``hetcache`` 0.7, the paper's).
         context_sampling: which: ``none``, ``stride``, ``rotating``, ``stalest``; or, as in the HetCache paper, chosen
             at full evaluations by K-Means over what they show (``kmeans``), by how much the edit attends to them
-            (``attention``), or ``both``.
-        memory_share: share of the context kept as keys and values, 0 to 1.
+            (``attention``), or ``both``. When None, ``stalest``, or ``both`` for ``hetcache``.
+        memory_share: share of the context kept as keys and values, 0 to 1; when None, as much as fits the budget
+            (``hetcache``: none, as its paper prunes).
         memory_bits: bits of a number of what is kept: 8, 6, 4, 2, or 16 for the model's dtype.
         memory_order: of the polynomial that extrapolates remembered keys and values; 0 holds them.
         memory_turn_bits: the same for the slopes and bends that takes.
@@ -55,7 +57,8 @@ class CachePolicy:
             remembers each on its own.
         memory_offload: kept in host memory, page-locked for a CUDA device, where torch rounds blocks up to powers of
             two: up to twice the budget may be taken.
-        forecast_order: of the polynomial that extrapolates predictions along the evaluation index; 0 holds them.
+        forecast_order: of the polynomial that extrapolates predictions along the evaluation index, 2 when None; 0 holds
+            them (``hetcache``: 0, the paper's).
         forecast_damping: factor on what is extrapolated, 0 to 1; fitted online when None.
         forecast_quantity: ``v`` or ``x0``; x0 for stochastic samplers when None.
         threshold: HetCache's D, accumulated relative change up to which an evaluation is reused: higher = faster.
@@ -85,17 +88,17 @@ class CachePolicy:
     schedule: str = ""
     replan: bool = False
     partials: bool = True
-    margin_space: int = 0
+    margin_space: int | None = None
     margin_time: int = 0
     context_share: float | None = None
-    context_sampling: str = "stalest"
+    context_sampling: str | None = None
     memory_share: float | None = None
     memory_bits: int | None = None
     memory_order: int | None = None
     memory_turn_bits: int | None = None
     memory_apart_bits: int | None = None
     memory_offload: bool = False
-    forecast_order: int = 2
+    forecast_order: int | None = None
     forecast_damping: float | None = None
     forecast_quantity: str | None = None
     threshold: float = 0.10
@@ -140,6 +143,11 @@ class CachePolicy:
     def exact(self) -> bool:
         """Whether this policy computes everything."""
         return self.method in ("off", "measure", "profile") or (self.speed == 1.0 and not self.schedule)
+
+    def settled(self) -> CachePolicy:
+        """With what its method decides filled in; what only a run can decide stays None."""
+        usual = {**_USUAL, **_AS_PUBLISHED.get(self.method, {})}
+        return dataclasses.replace(self, **{n: value for n, value in usual.items() if getattr(self, n) is None})
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> CachePolicy:
@@ -201,7 +209,7 @@ _WHOLE = (
 _BITS = (None, *WIDEST, 16)
 _CHOICES = (
     ("method", METHODS),
-    ("context_sampling", SAMPLING + MODES),
+    ("context_sampling", (None, *SAMPLING, *MODES)),
     ("forecast_quantity", (None, "v", "x0")),
     ("memory_bits", _BITS),
     ("memory_turn_bits", _BITS),
@@ -210,6 +218,13 @@ _CHOICES = (
     ("partials", (True, False)),
     ("replan", (True, False)),
 )
+
+_USUAL = {"margin_space": 0, "context_sampling": "stalest", "forecast_order": 2}
+_AS_PUBLISHED = {
+    "hetcache": {
+        "margin_space": 1, "context_share": 0.7, "context_sampling": "both", "memory_share": 0.0, "forecast_order": 0
+    }
+}  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {
     "exact": {"speed": 1.0},

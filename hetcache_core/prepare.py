@@ -55,6 +55,7 @@ def prepare(policy: CachePolicy, setup: RunSetup) -> Prepared:
     Raises:
         ValueError: a profile that cannot be read or belongs to another model.
     """
+    policy = policy.settled()
     profile = ErrorProfile.for_model(setup.shape) if policy.profile == "auto" else ErrorProfile.load(policy.profile)
     prepared = _prepare(policy, setup, profile)
     if policy.method == "plan" and not policy.schedule and profile.blocks is not None and not prepared.blocks:

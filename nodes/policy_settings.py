@@ -47,6 +47,10 @@ def _methods() -> dict[str, list]:
             io.Float.Input("partial_factor", default=1.5, min=1.0, max=10.0, step=0.1,
                            tooltip="How long the masked region alone is computed before everything is. Higher is "
                            "faster and ties the edit less to its surroundings."),
+            io.Combo.Input("context_sampling", options=["both", "kmeans", "attention", "rotating"], default="both",
+                           tooltip="Which of the surroundings is computed with the masked region. both: of every kind "
+                           "of content what the edit looks at most, as in the paper. kmeans: some of every kind. "
+                           "attention: what it looks at most. rotating: an even spread, never the same twice."),
         ],
         "profilingdit": [
             io.Int.Input("interval", default=6, min=1, max=100,
@@ -88,7 +92,8 @@ class PolicySettings(io.ComfyNode):
                                display_mode=io.NumberDisplay.slider,
                                tooltip="How many times faster sampling should be. 1.0 gives the very same picture as "
                                "without this pack; 2 is hard to tell from it, 4 changes fine detail inside the mask. "
-                               "When a clip does not allow it, Cache Stats says what was reached and why."),
+                               "When a clip does not allow it, Cache Stats says what was reached and why. Methods "
+                               "other than plan have settings of their own instead."),
                 io.Float.Input("memory_budget_mb", default=2048.0, min=0.0, max=65536.0, step=64.0,
                                tooltip="Most graphics memory, in megabytes, for remembering the unchanged part of the "
                                "clip. More keeps the edit better tied to its surroundings; 0 remembers nothing."),
@@ -106,7 +111,7 @@ class PolicySettings(io.ComfyNode):
                 _whole("refresh", 100, "Most steps from one full step to the next. Fewer keep the edit closer to its "
                        "surroundings, and are slower."),
                 _whole("margin_space", 16, "Rings of 16 pixels around the mask computed with it. More blends the edge "
-                       "better and is slower.", 0, 0),
+                       "better and is slower."),
                 _whole("margin_time", 16, "Latent frames (4 frames each) before and after the mask computed with it. "
                        "More helps where the mask moves fast, and is slower.", 0, 0),
                 _share("context_share", "Share of the surroundings looked at afresh while only the masked region is "
@@ -147,4 +152,4 @@ def make_policy(preset: str, speed: float, memory_budget_mb: float, method: dict
                 kind.load(name)  # here, where it is set, and not at the sampler
     except ValueError as error:
         raise ValueError(f"Cache Policy Settings: {error}. Correct it on this node, or choose a preset.") from None
-    return policy
+    return policy.settled()

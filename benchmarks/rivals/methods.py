@@ -20,7 +20,6 @@ from benchmarks.rivals.rules import TEACACHE_1_3B, EasyCache, FirstBlock, MagCac
 from benchmarks.settings import Setting, Source
 from hetcache_core import CachePolicy
 from hetcache_core.policy import FEW_STEPS
-from hetcache_core.policy import METHODS as POLICIES
 from hetcache_core.stats import RunStats
 from nano import FLOW_SHIFT
 
@@ -204,7 +203,7 @@ MIXCACHE_KNOBS = tuple(
 
 HETCACHE_KNOBS = tuple(
     {"threshold": threshold, "context_share": share}
-    for share in (0.05, 0.3, 0.7) for threshold in (0.03, 0.06, 0.11, 0.2)
+    for share in (0.05, 0.3, 0.7) for threshold in (0.02, 0.03, 0.045, 0.06, 0.08, 0.11, 0.2)
 )  # fmt: skip
 
 METHODS: dict[str, Method] = {
@@ -224,19 +223,20 @@ METHODS: dict[str, Method] = {
         "ours, planned anew on the way", policy=_ours(replan=True), every_speed=False, kind="ablation"
     ),
     "hetcache-kv": Method(
-        "ours, decided as in HetCache's paper", policy=_paper("hetcache"), kind="ablation", every_speed=False,
+        "ours, decided as in HetCache's paper", kind="ablation", every_speed=False,
+        policy=_paper(
+            "hetcache", forecast_order=2, memory_share=1.0, context_sampling="stalest", context_share=0.15,
+            margin_space=0,
+        ),
         knobs=_thresholds(0.01, 0.02, 0.03, 0.045, 0.07, 0.1, 0.15, 0.22, 0.33, 0.5, 0.8),
     ),
-    # as published: what is not computed is held, and partial evaluations see only the tokens they compute; ours are
-    # the signal (the change of predictions), gamma 1 and a margin of 0
-    "hetcache": Method(
-        "HetCache paper", policy=_paper("hetcache", forecast_order=0, memory_share=0.0, context_sampling="both"),
-        kind="paper",
-        knobs=HETCACHE_KNOBS,
-    ),
+    "hetcache": Method("HetCache paper", policy=_paper("hetcache"), kind="paper", knobs=HETCACHE_KNOBS),
     # as published: no interval of its reaches twice the speed beside a VACE branch, and longer ones only spoil more
     "profilingdit": Method("ProfilingDiT", policy=_paper("profilingdit"), kind="paper", every_speed=False),
-    "mixcache": Method("MixCache", policy=_paper("mixcache"), kind="paper", knobs=MIXCACHE_KNOBS),
+    "mixcache": Method("MixCache, with our forecasts", policy=_paper("mixcache"), kind="paper", knobs=MIXCACHE_KNOBS),
+    "mixcache-held": Method(
+        "MixCache, held", policy=_paper("mixcache", forecast_order=0), kind="paper", knobs=MIXCACHE_KNOBS
+    ),
     "fewer-steps": Method("fewer steps", _fewer_steps),
     "easycache": Method(
         "EasyCache", _easycache,
@@ -252,8 +252,8 @@ METHODS: dict[str, Method] = {
         knobs=_thresholds(0.01, 0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.13, 0.17, 0.22, 0.3, 0.4, 0.6),
     ),
     "teacache": Method(
-        "TeaCache, published (1.3B)", _teacache, every_speed=False,
-        knobs=_thresholds(0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, 0.8, 1.3, 2.0),
+        "TeaCache, published (1.3B)", _teacache,
+        knobs=_thresholds(0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.3, 2.0),
     ),
     "first-block-diffusers": Method(
         "first-block cache, diffusers' own", _first_block_diffusers, every_speed=False,
@@ -264,7 +264,7 @@ METHODS: dict[str, Method] = {
         knobs=_thresholds(0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5),
     ),
     "crop": Method(
-        "crop and stitch", _crop, still_only=True, knobs=tuple({"padding": padding} for padding in (0, 16, 32, 48)),
+        "crop and stitch", _crop, still_only=True, knobs=tuple({"padding": padding} for padding in (0, 32, 48, 64, 96)),
     ),
 }  # fmt: skip
 
@@ -278,8 +278,6 @@ IN_COMFYUI = (
 def why_not(name: str, setting: Setting) -> str:
     """Why a method cannot run in a setting, or empty."""
     method = METHODS[name]
-    if method.kind == "paper" and name not in POLICIES:
-        return f"the installed hetcache_core has no policy method {name!r}"
     if method.needs and importlib.util.find_spec(method.needs) is None:
         return f"the package {method.needs!r} is not installed"
     if method.still_only and (setting.moving or setting.real):

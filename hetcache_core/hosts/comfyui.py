@@ -89,7 +89,7 @@ def apply(
     Raises:
         ValueError: the policy names an error profile or a block profile that cannot be read.
     """
-    patched, report = model.clone(), Report()
+    patched, report, policy = model.clone(), Report(), policy.settled()
     patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
     report.untouched = why_untouched(patched)
     if report.untouched:

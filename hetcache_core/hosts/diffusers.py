@@ -80,7 +80,7 @@ def apply(
     if policy.block_profile != "auto":
         BlockProfile.load(policy.block_profile)
     remove(transformer)
-    return Handle(transformer, _Hook(policy, mask, scheduler, streams))
+    return Handle(transformer, _Hook(policy.settled(), mask, scheduler, streams))
 
 
 def profile_blocks(

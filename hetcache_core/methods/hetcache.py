@@ -20,8 +20,12 @@ class HetCache(Method):
     it is partial, beyond it is full; so a higher threshold is faster. Every computed evaluation resets the sum.
 
     The paper averages its output cache, ``(1 - gamma) old + gamma new`` on partial evaluations, and gives no gamma;
-    here gamma is 1: what is computed replaces what was kept, and what is not is forecast. Partial evaluations prune as
-    in the paper where no context is remembered (``memory_share`` 0); elsewhere they attend to what is remembered.
+    here gamma is 1: what is computed replaces what was kept, and what is not is held. Partial evaluations compute the
+    edit, a margin of one token (the paper's is adjacent to the mask and says no more), and of the context the top 70%
+    of each of 16 clusters (:mod:`hetcache_core.semantic`), and see only what they compute, each context token for as
+    many as it stands for. A policy may say otherwise of each: with ``memory_share`` they attend to remembered context,
+    with ``forecast_order`` predictions are followed; then only the decisions are the paper's. Warm-up, cool-down and
+    the most evaluations without a full one are ours, as for plans; the paper's code means to have the first two.
 
     Args:
         threshold: D. partial_factor: 1.5 in the paper. evaluations: of the run.

@@ -49,13 +49,12 @@ def test_real_clips_differ_in_footage_and_mask():
     assert (one.video != two.video).any() and (two.mask == two.mask[0]).all() and not (one.mask == one.mask[0]).all()
 
 
-def test_a_method_the_engine_has_not_is_named_with_the_reason(monkeypatch):
-    monkeypatch.setattr("benchmarks.rivals.methods.POLICIES", ("plan", "hetcache"))
-    assert "no policy method 'mixcache'" in why_not("mixcache", MAIN)
-    assert not why_not("hetcache", MAIN)
+def test_a_method_that_cannot_run_is_named_with_the_reason(monkeypatch):
+    monkeypatch.setattr(bench, "tuned", lambda *_: {})
     assert "stands still" in why_not("crop", MAIN)
-    wanted, missing = bench.runs(MAIN, ["ours", "mixcache"])
-    assert {name for name, *_ in wanted} == {"ours"} and set(missing) == {"mixcache"}
+    assert "written for diffusers" in why_not("magcache", replace(MAIN, host="comfyui"))
+    wanted, missing = bench.runs(MAIN, ["ours", "crop"])
+    assert {name for name, *_ in wanted} == {"ours"} and set(missing) == {"crop"}
 
 
 def test_every_default_method_is_there_and_side_issues_at_one_speed_only(monkeypatch):
@@ -63,7 +62,7 @@ def test_every_default_method_is_there_and_side_issues_at_one_speed_only(monkeyp
     wanted, _ = bench.runs(MAIN, None)
     speeds = {name: [s for n, s, _ in wanted if n == name] for name, *_ in wanted}
     assert speeds["ours"] == speeds["fewer-steps"] == speeds["easycache"] == [2.0, 3.0, 4.0]
-    assert speeds["packed"] == speeds["teacache"] == [3.0]
+    assert speeds["packed"] == speeds["profilingdit"] == [3.0]
 
 
 def test_the_best_other_method_is_the_nearest_of_those_as_fast():

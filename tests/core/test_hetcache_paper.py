@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from hetcache_core import CachePolicy, Engine
@@ -16,8 +18,22 @@ from hetcache_core.tokens import TokenGrid, pool_pixel_mask
 from tests.core.test_engine import LAYERS, H, T, W, mask_classes, setup
 
 PAPER = CachePolicy(
-    method="hetcache", threshold=0.1, warmup=2, cooldown=1, context_sampling="both", context_share=0.3, profile="wan"
+    method="hetcache", threshold=0.1, warmup=2, cooldown=1, context_share=0.3, memory_share=1.0, profile="wan"
 )
+
+
+def test_the_method_is_as_published_unless_asked_otherwise():
+    """It prunes and holds, keeps a margin, and chooses context by cluster and attention; plans do none of that."""
+    engine = Engine(CachePolicy(method="hetcache"), setup())
+    assert engine.partials.memory is None and engine.policy.forecast_order == 0
+    assert isinstance(engine.partials.sampler, SemanticSampler) and engine.partials.sampler.mode == "both"
+    assert engine.partials.sampler.count == round(0.7 * len(engine.partials.sampler.pool))
+    assert CachePolicy(method="hetcache").settled().margin_space == 1
+    kept = CachePolicy(method="hetcache", memory_share=1.0, forecast_order=2, margin_space=0).settled()
+    assert (kept.memory_share, kept.forecast_order, kept.margin_space) == (1.0, 2, 0)
+    planned = CachePolicy().settled()
+    assert (planned.margin_space, planned.context_sampling, planned.forecast_order) == (0, "stalest", 2)
+    assert planned.memory_share is None and planned.settled() == planned
 
 
 def watched_run(policy=PAPER, steps=24, **changes):
@@ -177,6 +193,24 @@ def test_choosing_context_costs_less_than_a_hundredth_of_a_full_evaluation(shape
     # distances to centres are not matrix products, and are counted by hand: first picks, then five rounds
     distances = 3 * 64 * len(sampler.pool) * CLUSTERS * 6
     assert 0 < counter.get_total_flops() + distances < 0.01 * shape.flops(tokens, tokens)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most numbers any operation answers with."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        answer = function(*args, **(kwargs or {}))
+        self.numbers = max(self.numbers, *(t.numel() for t in tree_leaves(answer) if isinstance(t, torch.Tensor)), 0)
+        return answer
+
+
+def test_importance_never_holds_a_matrix_of_all_heads():
+    query, key = torch.randn(32, 12, 16), torch.randn(400, 12, 16)
+    with Largest() as seen:
+        importance(query, key)
+    assert seen.numbers <= 32 * 400  # queries x keys of one head
 
 
 def test_the_chosen_stand_for_their_clusters():
