@@ -20,10 +20,8 @@ import json
 import time
 from pathlib import Path
 
-import torch
-
 from benchmarks import bench_comfyui
-from benchmarks.machine import describe
+from benchmarks.machine import PeakMemory, describe
 from benchmarks.pareto import draw
 from benchmarks.rivals.methods import ASIDE, METHODS, Case, Knobs, why_not
 from benchmarks.rivals.tune import tuned
@@ -64,24 +62,23 @@ def edited(setting: Setting, index: int, wanted: list[Run]) -> list[dict]:
     """The rows of one clip, its full run first."""
     began = time.perf_counter()
     case = Case(setting, setting.source(index))
-    rows = [_row(case, index, "full", 1.0, {}, case.full, case.reference)]
+    rows = [_row(case, index, "full", 1.0, {}, case.full, case.reference, None)]
     for name, speed, knobs in wanted:
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        peak = PeakMemory()
         outcome = METHODS[name](case, speed, knobs)
+        taken = peak.bytes  # decoding takes more
         video = case.edit.decode(outcome.latents) if outcome.video is None else outcome.video
-        row = _row(case, index, name, speed, knobs, outcome.stats, video)
+        row = _row(case, index, name, speed, knobs, outcome.stats, video, taken)
         rows.append({**row, "speed": outcome.speed, "held_bytes": outcome.held})
     rows[0]["clip_seconds"] = time.perf_counter() - began
     return rows
 
 
-def _row(case: Case, index: int, name: str, wanted: float, knobs: Knobs, stats, video) -> dict:
+def _row(case: Case, index: int, name: str, wanted: float, knobs: Knobs, stats, video, peak: int | None) -> dict:
     row = measured(name, stats, case.full.seconds, video, case.reference, case.source.mask)
-    cuda = torch.cuda.is_available()
     return {
         "clip": index, "wanted": wanted, "knobs": knobs, **row, "mask_fraction": case.full.mask_fraction,
-        "held_bytes": 0, "peak_bytes": torch.cuda.max_memory_allocated() if cuda else None,
+        "held_bytes": 0, "peak_bytes": peak,
     }  # fmt: skip
 
 

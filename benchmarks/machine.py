@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import subprocess
 from importlib.metadata import version
@@ -21,6 +22,29 @@ def describe() -> dict[str, str | int]:
         "diffusers": version("diffusers"),
         "commit": _commit(),
     }
+
+
+class PeakMemory:
+    """Most memory from now on: the card's, or, without one, what the whole process holds, where Linux tells."""
+
+    def __init__(self):
+        self._card = torch.cuda.is_available()
+        if self._card:
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
+
+    @property
+    def bytes(self) -> int | None:
+        """None where it cannot be told."""
+        if self._card:
+            return torch.cuda.max_memory_allocated()
+        try:
+            lines = Path("/proc/self/status").read_text().splitlines()
+        except OSError:
+            return None
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
 
 
 def _commit() -> str:
