@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from benchmarks.rivals.methods import METHODS
 from benchmarks.settings import Setting
+from benchmarks.summary import at_equal_time
 
-AT_TIME = 0.93  # share of a wanted speed that a method tuned on other clips must reach to count as as fast
+SHORT = 0.93  # share of a wanted speed below which ours is said to have missed it
 ORDER = ("ours", "ablation", "rival", "paper")
+OURS = METHODS["ours"]
 
 
 def titled(result: dict) -> str:
@@ -71,15 +73,16 @@ def _spread(mean: float, ahead: dict) -> str:
     return f"{mean:+.1f} ± {ahead['spread']:.1f}" if ahead["clips"] > 1 else f"{mean:+.1f}"
 
 
-def nearest(result: dict, wanted: float) -> dict | None:
-    """Of the other methods as fast as wanted, fewer steps apart, the one ours is least ahead of."""
-    others = [
-        entry
-        for entry in result["summary"]
-        if entry["wanted"] == wanted and "ours_ahead" in entry and entry["speed"] >= AT_TIME * wanted
-        and METHODS[entry["name"]].kind in ("rival", "paper") and entry["name"] != "fewer-steps"
-    ]  # fmt: skip
-    return min(others, key=lambda entry: entry["ours_ahead"]["mean"], default=None)
+def nearest(result: dict, wanted: float) -> tuple[str, dict] | None:
+    """Of the other methods as fast as ours, fewer steps apart, the one ours is least ahead of at equal time, and by how
+    much."""
+    names = {row["name"] for row in result["rows"]} - {"fewer-steps", "full"}
+    others = {
+        name: ahead
+        for name in sorted(names)
+        if METHODS[name].kind in ("rival", "paper") and (ahead := at_equal_time(result["rows"], name, wanted))
+    }
+    return min(others.items(), key=lambda other: other[1]["mean"], default=None)
 
 
 def overview(results: list[dict]) -> list[str]:
@@ -87,23 +90,26 @@ def overview(results: list[dict]) -> list[str]:
     lines = [
         f"<details><summary>All {len(results)} settings: hosts, steps, masks, samplers, frames</summary>",
         "",
-        "| setting | clips | at | speed (measured) | PSNR mask | over fewer steps | over the best other as fast |",
+        "| setting | clips | at | speed (measured) | PSNR mask | over fewer steps in that time | over the best other |",
         "|---|---|---|---|---|---|---|",
     ]
     for result in results:
         setting = Setting.parse(result["setting"])
-        found = {(entry["name"], entry["wanted"]): entry for entry in result["summary"]}
-        for speed in sorted({wanted for name, wanted in found if name == "ours"}):
-            ours, fewer, best = found["ours", speed], found.get(("fewer-steps", speed)), nearest(result, speed)
+        found = {entry["wanted"]: entry for entry in result["summary"] if entry["name"] == "ours"}
+        tried = {row["name"] for row in result["rows"] if METHODS.get(row["name"], OURS).kind in ("rival", "paper")}
+        for speed, ours in sorted(found.items()):
             words = f"{setting.steps} steps, cfg {setting.cfg:g}, {masks(setting)}, {hosted(setting)}"
             words += f", {setting.frames} frames"
+            missed = " (short)" if ours["speed"] < SHORT * speed else ""
+            mine = f"{ours['clips']} | {speed:g}x | {ours['speed']:.2f}x{missed} | {ours['psnr']['mask']:.1f} dB"
+            fewer = at_equal_time(result["rows"], "fewer-steps", speed)
+            name, best = nearest(result, speed) or ("", None)
             few = f", {best['clips']} clips" if best and best["clips"] < ours["clips"] else ""
-            rival = f" ({METHODS[best['name']].label}{few})" if best else ""
-            mine = f"{ours['clips']} | {speed:g}x | {ours['speed']:.2f}x | {ours['psnr']['mask']:.1f} dB"
-            lines.append(f"| {words} | {mine} | {_ahead(fewer)} | {_ahead(best)}{rival} |")
+            rival = f"{_ahead(best)} ({METHODS[name].label}{few})" if best else ""
+            rival = rival or ("none is as fast" if tried - {"fewer-steps"} else "none was run")
+            lines.append(f"| {words} | {mine} | {_ahead(fewer)} | {rival} |")
     return [*lines, "", "</details>"]
 
 
-def _ahead(entry: dict | None) -> str:
-    ahead = entry and entry.get("ours_ahead")
+def _ahead(ahead: dict | None) -> str:
     return f"{_spread(ahead['mean'], ahead)} dB" if ahead else ""

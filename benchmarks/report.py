@@ -24,19 +24,22 @@ def bench_table(result: dict) -> list[str]:
     lines = [
         titled(result),
         "",
-        "| at | | clips | speed (measured) | PSNR mask | SSIM mask | ring | outside | ours ahead by, paired | held |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| at | | clips | speed (measured) | of the stock run | PSNR mask | SSIM mask | ring | outside | all | "
+        "ours ahead by, paired | held | peak |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for entry in result["summary"]:
         if entry["name"] == "full":
             continue
         ahead, psnr, held = entry.get("ours_ahead"), entry["psnr"], entry["held_mb"]
         gain = f"{ahead['mean']:+.1f} ± {ahead['spread']:.1f} dB" if ahead else ""
-        ring, outside = ("" if psnr[region] is None else f"{psnr[region]:.1f}" for region in ("ring", "outside"))
+        others = " | ".join("" if psnr[part] is None else f"{psnr[part]:.1f}" for part in ("ring", "outside", "all"))
+        stock = "" if entry["stock_speed"] is None else f"{entry['stock_speed']:.2f}x"
+        memory = " | ".join("" if size is None else f"{size:.0f} MB" for size in (held, entry["peak_mb"]))
         label = METHODS[entry["name"]].label
         lines.append(
-            f"| {entry['wanted']:g}x | {label} | {entry['clips']} | {entry['speed']:.2f}x | {psnr['mask']:.1f} dB | "
-            f"{entry['ssim']['mask']:.3f} | {ring} | {outside} | {gain} | {'' if held is None else f'{held:.0f} MB'} |"
+            f"| {entry['wanted']:g}x | {label} | {entry['clips']} | {entry['speed']:.2f}x | {stock} | "
+            f"{psnr['mask']:.1f} dB | {entry['ssim']['mask']:.3f} | {others} | {gain} | {memory} |"
         )
     return lines
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 
 from benchmarks.rows import rounded
 
+AS_FAST = 0.97  # share of our speed that a method must reach to count as as fast
 EQUAL = 100.0  # dB at which two edits count as equal, so that means stay finite
 REGIONS = ("mask", "ring", "outside", "all")
 
@@ -26,6 +28,7 @@ def summarise(rows: list[dict]) -> list[dict]:
         entry = {
             "name": name, "wanted": wanted, "clips": len(mine),
             "speed": statistics.median(row["speed"] for row in mine.values()),
+            "stock_speed": _median(row.get("speed_against_full_run") for row in mine.values()),
             "seconds": statistics.median(row["seconds"] for row in mine.values()),
             "psnr": {region: _mean(row["psnr"][region] for row in mine.values()) for region in REGIONS},
             "ssim": {region: _mean(row["ssim"][region] for row in mine.values()) for region in REGIONS},
@@ -36,18 +39,63 @@ def summarise(rows: list[dict]) -> list[dict]:
         both = sorted(mine.keys() & ours.keys())
         if both and name != "ours":
             ahead = [_capped(ours[clip]["psnr"]["mask"]) - _capped(mine[clip]["psnr"]["mask"]) for clip in both]
-            entry["ours_ahead"] = {
-                "mean": statistics.mean(ahead),
-                "spread": statistics.stdev(ahead) if len(ahead) > 1 else 0.0,
-                "worst": min(ahead),
-                "clips": len(both),
-            }
+            entry["ours_ahead"] = _spread_of(ahead)
         entries.append(rounded(entry))
     return sorted(entries, key=lambda e: (e["wanted"], e["name"] != "ours"))
 
 
+def at_equal_time(rows: list[dict], name: str, wanted: float) -> dict | None:
+    """What ours is ahead of another method by, at the time ours took, in the mask and paired clip by clip.
+
+    Speeds come in lumps, ours too. So the other method is read off between its two budgets around the speed ours
+    measured, along the logarithm of speed; where all it has is faster than that, at its slowest.
+
+    Args:
+        rows: of one setting. name: of the other method. wanted: ours' budget.
+
+    Returns:
+        As ``ours_ahead`` of :func:`summarise`, with ``speed``, at which the other was read off; None where it has not
+        run on any clip of ours, or was never as fast (:data:`AS_FAST`).
+    """
+    ours = {row["clip"]: row for row in rows if row["name"] == "ours" and row["wanted"] == wanted}
+    others: dict[float, dict[int, dict]] = {}
+    for row in rows:
+        if row["name"] == name:
+            others.setdefault(row["wanted"], {})[row["clip"]] = row
+    speed = statistics.median(row["speed"] for row in ours.values()) if ours else 0.0
+    curve = [(statistics.median(row["speed"] for row in mine.values()), mine) for mine in others.values()]
+    curve.sort(key=lambda point: point[0])
+    if not curve or curve[-1][0] < AS_FAST * speed:
+        return None
+    read = min(max(speed, curve[0][0]), curve[-1][0])
+    slower = next(point for point in reversed(curve) if point[0] <= read)
+    faster = next(point for point in curve if point[0] >= read)
+    span = math.log(faster[0] / slower[0])
+    share = math.log(read / slower[0]) / span if span else 0.0
+    both = sorted(ours.keys() & slower[1].keys() & faster[1].keys())
+    ahead = []
+    for clip in both:
+        low, high = (_capped(mine[clip]["psnr"]["mask"]) for _, mine in (slower, faster))
+        ahead.append(_capped(ours[clip]["psnr"]["mask"]) - (low + share * (high - low)))
+    return {**_spread_of(ahead), "speed": read} if both else None
+
+
+def _spread_of(ahead: list[float]) -> dict:
+    return {
+        "mean": statistics.mean(ahead),
+        "spread": statistics.stdev(ahead) if len(ahead) > 1 else 0.0,
+        "worst": min(ahead),
+        "clips": len(ahead),
+    }
+
+
 def _capped(decibels: float) -> float:
     return min(decibels, EQUAL)
+
+
+def _median(values) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
 def _mean(values) -> float | None:

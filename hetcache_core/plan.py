@@ -89,7 +89,17 @@ def plan(
 
     usual, most = rules.refresh, max(len(sigmas) - 1, 1)
     apart = {min(r, most) for r in (usual, round(usual * 4 / 3), most)} if rules.spare_refresh else {usual}
-    return _first([best(replace(rules, refresh=r)) for r in sorted(apart)], LEASH)
+
+    def planned(rules: Rules) -> Plan:
+        return _first([best(replace(rules, refresh=r)) for r in sorted(apart)], LEASH)
+
+    found = planned(rules)
+    for longest in range(rules.usual_reuse, rules.max_reuse) if rules.usual_reuse else ():
+        if REUSE * (longest + 1) in found.decisions:
+            shorter = planned(replace(rules, max_reuse=longest))
+            if not shorter.note:
+                return shorter
+    return found
 
 
 def _first(plans: list[Plan], margin: float) -> Plan:

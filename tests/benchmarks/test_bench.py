@@ -12,7 +12,7 @@ from benchmarks import bench, overview, report, settings
 from benchmarks.rivals import tune
 from benchmarks.rivals.methods import METHODS, fewer, why_not
 from benchmarks.settings import MAIN, SETTINGS, Setting, chosen
-from benchmarks.summary import summarise
+from benchmarks.summary import at_equal_time, summarise
 from tests.hosts.comfyui_host import missing
 
 TINY = Setting(steps=6, cfg=1.0, mask=0.2, moving=False, frames=5, size=64)
@@ -65,14 +65,35 @@ def test_every_default_method_is_there_and_side_issues_at_one_speed_only(monkeyp
     assert speeds["packed"] == speeds["profilingdit"] == [3.0]
 
 
-def test_the_best_other_method_is_the_nearest_of_those_as_fast():
-    def entry(name, speed, ahead):
-        return {"name": name, "wanted": 2.0, "speed": speed, "ours_ahead": {"mean": ahead, "spread": 0.5, "clips": 2}}
+def at(name, wanted, speed, decibels, clip=0):
+    return {"name": name, "wanted": wanted, "speed": speed, "clip": clip, "psnr": {"mask": decibels}}
 
-    entries = [entry("easycache", 1.5, 1.0), entry("magcache", 2.1, 9.0), entry("teacache", 1.9, 7.0)]
-    entries += [entry("fewer-steps", 2.0, 3.0), entry("forecast", 2.0, 2.0)]
-    assert overview.nearest({"summary": entries}, 2.0)["name"] == "teacache"
-    assert overview.nearest({"summary": entries}, 3.0) is None
+
+def test_methods_are_compared_at_the_time_ours_took():
+    """Ours falls short of 2x here; the other is read off where it takes as long, between its two budgets."""
+    rows = [at("ours", 2.0, 2.0**0.5, 50.0), at("magcache", 1.0, 1.0, 40.0), at("magcache", 2.0, 2.0, 30.0)]
+    found = at_equal_time(rows, "magcache", 2.0)
+    assert found["mean"] == pytest.approx(50 - 35) and found["speed"] == pytest.approx(2.0**0.5)
+    rows += [at("easycache", 2.0, 1.8, 45.0)]  # all it has is faster
+    assert at_equal_time(rows, "easycache", 2.0)["mean"] == pytest.approx(5)
+    rows += [at("teacache", 2.0, 1.3, 49.0)]  # never as fast
+    assert at_equal_time(rows, "teacache", 2.0) is None and at_equal_time(rows, "crop", 2.0) is None
+    assert at_equal_time(rows, "magcache", 3.0) is None  # there is none of ours
+
+
+def test_equal_time_is_paired_clip_by_clip():
+    rows = [at("ours", 2.0, 2.0, 50.0, clip) for clip in range(3)]
+    rows += [at("magcache", 2.0, 2.0, 40.0 + clip, clip) for clip in (1, 2, 5)]
+    found = at_equal_time(rows, "magcache", 2.0)
+    assert (found["mean"], found["worst"], found["clips"]) == (8.5, 8.0, 2)
+
+
+def test_the_best_other_method_is_the_nearest_of_those_as_fast():
+    rows = [at("ours", 2.0, 2.0, 50.0), at("easycache", 2.0, 1.5, 49.0), at("magcache", 2.0, 2.1, 41.0)]
+    rows += [at("teacache", 2.0, 1.95, 43.0), at("fewer-steps", 2.0, 2.0, 47.0), at("forecast", 2.0, 2.0, 48.0)]
+    name, ahead = overview.nearest({"rows": rows}, 2.0)
+    assert name == "teacache" and ahead["mean"] == pytest.approx(7)
+    assert overview.nearest({"rows": rows}, 3.0) is None
 
 
 def test_knobs_that_are_the_same_at_a_higher_speed_are_run_once(monkeypatch):
