@@ -4,8 +4,8 @@
 
 Costs do not depend on what a model has learned, so Wan2.1-VACE 1.3B and 14B are built with random weights on the GPU in
 bf16. For every mask and way of remembering context a short run with every kind of evaluation is timed by CUDA events;
-`--speeds` then times whole runs as the planner makes them, against full evaluations of the same run. Without a GPU this
-runs too, on sizes as small as the machine.
+`--speeds` then times whole runs as the planner makes them, against full evaluations of the same run. What deciding and
+choosing context take is timed beside them. Without a GPU this runs too, on sizes as small as the machine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanVACETransformer3DModel
 from benchmarks.machine import describe
 from hetcache_core import CachePolicy
 from hetcache_core.costs import Costs, ModelShape
+from hetcache_core.device import Stopwatch
 from hetcache_core.hosts import diffusers as host
+from hetcache_core.methods import Planned
+from hetcache_core.partial import Partials
+from hetcache_core.semantic import SemanticSampler
 
 MODELS = {
     "1.3B": {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960, "vace_layers": list(range(0, 30, 2))},
@@ -40,7 +44,9 @@ TIERS = {
     "packed, prefetched from the host": {**PACKED, "memory_offload": True},
     "a quarter, packed": {**PACKED, "memory_share": 0.25},
     "weighted prune": {"memory_share": 0.0},
+    "weighted prune, chosen by content": {"memory_share": 0.0, "context_sampling": "both"},
 }
+OVERHEADS = {"decide": (Planned, "decide"), "select": (Partials, "select"), "look": (SemanticSampler, "look")}
 PLAN = "FF" + "PFPR" * 3 + "FF"
 TEXT_TOKENS = 512
 
@@ -82,6 +88,41 @@ def inputs(grid: tuple[int, int, int], mask: float, device: torch.device, dtype:
     }
 
 
+class Overheads:
+    """While open, times what the engine does beside the model, by the device's own events."""
+
+    def __init__(self, device: torch.device):
+        self._device, self.watches = device, {name: [] for name in OVERHEADS}
+
+    def __enter__(self) -> Overheads:
+        self._stock = {name: getattr(*place) for name, place in OVERHEADS.items()}
+        for name, (kind, method) in OVERHEADS.items():
+            setattr(kind, method, self._timed(name))
+        return self
+
+    def __exit__(self, *_) -> None:
+        for name, (kind, method) in OVERHEADS.items():
+            setattr(kind, method, self._stock[name])
+
+    def _timed(self, name: str):
+        def timed(*args, **kwargs):
+            watch = Stopwatch(self._device)
+            answer = self._stock[name](*args, **kwargs)
+            watch.stop()
+            self.watches[name].append(watch)
+            return answer
+
+        return timed
+
+    def milliseconds(self) -> dict[str, float | None]:
+        """Median of each; None for what was not asked for."""
+        medians = {
+            name: statistics.median([w.seconds for w in found]) if found else None
+            for name, found in self.watches.items()
+        }
+        return {f"ms_{name}": None if s is None else 1e3 * s for name, s in medians.items()}
+
+
 def loop(model, call: dict, policy: CachePolicy, steps: int, streams: int):
     """A denoising loop; its statistics."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
@@ -100,7 +141,8 @@ def one(model, name: str, grid: tuple[int, int, int], call: dict, policy: CacheP
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
-    stats = loop(model, call, policy, len(PLAN), 1)
+    with Overheads(call["hidden_states"].device) as overheads:
+        stats = loop(model, call, policy, len(PLAN), 1)
     config, tokens = MODELS[name], grid[0] * grid[1] * grid[2] // 4
     shape = ModelShape(
         config["num_attention_heads"] * 128, config["num_layers"], config["ffn_dim"], len(config["vace_layers"]),
@@ -125,6 +167,7 @@ def one(model, name: str, grid: tuple[int, int, int], call: dict, policy: CacheP
         "partial_over_ideal": partial / full / ideal,
         "context_mb": stats.peak_context_bytes / 2**20,
         "peak_gb": torch.cuda.max_memory_allocated() / 2**30 if cuda else None,
+        **overheads.milliseconds(),
         "preparation_ms": 1e3 * stats.preparation_seconds,
         "decisions": stats.decisions,
         "warnings": stats.warnings,
@@ -147,6 +190,29 @@ def whole(model, call: dict, speed: float, steps: int) -> dict:
     }
 
 
+def table(result: dict) -> list[str]:
+    """Evaluations by model, size, mask and way to remember, then whole runs."""
+    lines = [
+        f"**Models of real size**, random weights ({result['machine']['device']}, {result['settings']['dtype']}):",
+        "",
+        "| model | size | mask | context | full | partial | over ideal | reuse | deciding, selecting | held | peak |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["evaluations"]:
+        beside = sum(row[f"ms_{name}"] or 0.0 for name in ("decide", "select"))
+        peak = "" if row["peak_gb"] is None else f"{row['peak_gb']:.1f} GB"
+        times = f"{row['ms_full']:.1f} ms | {row['ms_partial']:.1f} ms | {row['partial_over_ideal']:.2f} x"
+        lines.append(
+            f"| {row['model']} | {row['size']} | {row['mask_fraction']:.0%} | {row['tier']} | {times} | "
+            f"{row['ms_reuse']:.2f} ms | {beside:.2f} ms | {row['context_mb']:.0f} MB | {peak} |"
+        )
+    lines += ["", "| model | size | mask | wanted | predicted | measured | context |", "|---|---|---|---|---|---|---|"]
+    for row in result["runs"]:
+        speeds = f"{row['target']:g}x | {row['predicted_speed']:.2f}x | {row['speed']:.2f}x"
+        lines.append(f"| {row['model']} | {row['size']} | {row['mask']:.0%} | {speeds} | {row['context_memory']} |")
+    return lines
+
+
 @torch.inference_mode()
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -154,7 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sizes", nargs="+", default=["480x832x33", "480x832x81", "720x1280x81"], help="HxWxFRAMES")
     parser.add_argument("--masks", type=float, nargs="+", default=[0.10, 0.20])
     parser.add_argument("--tiers", nargs="+", choices=TIERS, default=list(TIERS))
-    parser.add_argument("--speeds", type=float, nargs="*", default=[], help="of whole runs, such as 2 3 4 6")
+    parser.add_argument("--speeds", type=float, nargs="*", default=[2.0, 3.0, 4.0, 6.0], help="of whole runs")
     parser.add_argument("--steps", type=int, default=50, help="of whole runs")
     parser.add_argument("--rounds", type=int, default=1, help="the median of this many is reported")
     parser.add_argument("--out", type=Path, required=True)

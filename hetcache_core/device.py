@@ -49,6 +49,14 @@ class Stopwatch:
         return event
 
 
+def release_host_memory() -> None:
+    """Give page-locked memory that is free back to the system; torch would keep it until the process ends."""
+    release = getattr(getattr(torch, "accelerator", None), "empty_host_cache", None)
+    release = release or getattr(torch._C, "_host_emptyCache", None)  # torch 2.5 and 2.6, in builds for CUDA
+    if release is not None and torch.cuda.is_available():
+        release()
+
+
 def out_of_memory(error: Exception) -> bool:
     """Whether a device ran out of memory, in whatever words torch says so."""
     if isinstance(error, torch.OutOfMemoryError):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .context import RememberedContext
+from .device import release_host_memory
 from .layer_memory import Fetched, LayerMemory
 from .tiers import MemoryTier
 
@@ -62,9 +63,12 @@ class ContextMemory:
 
     def clear(self) -> None:
         """Let everything go."""
+        held = bool(self._layers)
         self._layers.clear()
         self._ahead.clear()
         self._kept.clear()
+        if held and self.tier.offload:
+            release_host_memory()
 
     def begin(self, position: float) -> None:
         """A new evaluation, at this place along the schedule."""

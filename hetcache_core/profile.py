@@ -47,7 +47,8 @@ class ErrorProfile:
         guidance: error of reused guidance over that of a prediction forecast as far; None keeps the planner from it.
         blocks: error of reused block deltas over that of a prediction held as long; None keeps the planner from it.
         impact: MixCache's I: final error per relative error of what is reused, of a step's prediction, of guidance and
-            of blocks' deltas; by default what :mod:`benchmarks.impact` measured on nano.
+            of blocks' deltas; by default, for real models too, what :mod:`benchmarks.impact` measured on nano, since
+            the paper gives none.
         model: ``(dim, layers, ffn, vace_layers)`` of the model it belongs to, or None for any.
         source: how it was obtained.
     """
@@ -67,7 +68,7 @@ class ErrorProfile:
     cooldown: int = 2
     guidance: float | None = None
     blocks: float | None = None
-    impact: tuple[float, float, float] = (0.028, 0.004, 0.094)
+    impact: tuple[float, float, float] = (0.0255, 0.00328, 0.14)
     model: tuple[int, int, int, int] | None = None
     source: str = ""
 

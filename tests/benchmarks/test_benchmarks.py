@@ -83,6 +83,9 @@ def test_real_size_runs_small(tmp_path):
     assert rows["packed"]["context_mb"] < rows["on the device"]["context_mb"]
     assert rows["weighted prune"]["context_mb"] == 0
     assert 0 < rows["weighted prune"]["ideal_partial_over_full"] < rows["on the device"]["ideal_partial_over_full"] < 1
+    assert all(0 < row["ms_decide"] < row["ms_full"] and row["ms_select"] > 0 for row in rows.values())
+    assert {name for name, row in rows.items() if row["ms_look"]} == {"weighted prune, chosen by content"}
+    assert len(real_size.table(result)) == 4 + len(rows) + 3 + 1
     (run,) = result["runs"]
     assert run["decisions"].count("F") < 12 and run["predicted_speed"] > 1.5
 

@@ -312,6 +312,23 @@ def test_a_block_costs_its_share_and_the_vace_branch_is_always_paid():
     assert 50 / sum(1 if d == "F" else alone for d in decisions) == pytest.approx(2.01, abs=0.02)
 
 
+@pytest.mark.parametrize(
+    ("shape", "tokens", "steps", "speed"),
+    [
+        (ModelShape(1536, 30, 8960, 15), 32760, 50, 1.47),
+        (ModelShape(256, 6, 768, 3), 720, 50, 1.46),
+        (ModelShape(256, 6, 768, 3), 720, 30, 1.41),
+    ],
+    ids=["1.3B", "nano", "nano, 30 steps"],
+)
+def test_beside_larger_vace_branches_the_papers_schedule_saves_less(shape, tokens, steps, speed):
+    """Whatever the quality: no setting of its own reaches twice the speed there."""
+    split, _ = split_for("auto", shape, ())
+    costs = Costs.of(shape, tokens, 100, 100, background=len(split.background))
+    predicted = steps / sum(1 if d == "F" else costs.blocks for d in timeline(steps))
+    assert predicted == pytest.approx(speed, abs=0.01)
+
+
 def test_the_papers_schedule_comes_out():
     decisions = timeline(50)
     assert [i for i, d in enumerate(decisions) if d == "F"] == [*range(6), *range(6, 50, 6)]
