@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -242,7 +243,6 @@ class ErrorModel:
         """Sequence of least ``error + price * cost``, by dynamic programming over (g, age)."""
         rules = self.rules
         reach, ages = int(self.most_reuse.max(initial=0)) + 1, rules.refresh
-        gap, age = np.arange(reach)[:, None], np.arange(ages)[None, :]
         older, aged = slice(0, ages - 1), np.arange(1, ages)
         value = np.full((reach, ages), np.inf)
         value[self._start(value.shape)] = 0.0
@@ -252,14 +252,14 @@ class ErrorModel:
             new, back = np.full_like(value, np.inf), np.zeros(value.shape, dtype=np.int64)
             new[0, 0], back[0, 0] = value.min() + price, value.argmin()
             if not self.forced_full(i) and ages > 1:
+                renewed, reused = self._errors[i]
                 if rules.renewing:
-                    options = [sum(self._renewed(k, i, aged)) + price * self.price[k] for k in rules.renewing]
+                    options = [errors + price * self.price[k] for k, errors in zip(rules.renewing, renewed)]
                     kinds[1:] = np.asarray(rules.renewing)[np.argmin(options, axis=0)]
                     new[0, 1:] = value.min(axis=0)[older] + np.min(options, axis=0)
                     back[0, 1:] = states[value.argmin(axis=0)[older], aged - 1]
                 if most := self.most_reuse[i]:
-                    error = sum(self._reused(i, gap[:most] + 1, age[:, older] + 1))
-                    new[1 : most + 1, 1:] = value[:most, older] + error + price * self.price[REUSE]
+                    new[1 : most + 1, 1:] = value[:most, older] + reused + price * self.price[REUSE]
                     back[1 : most + 1, 1:] = states[:most, older]
             moves.append((back, kinds))
             value = new
@@ -269,6 +269,17 @@ class ErrorModel:
             decisions.append(REUSE if g else str(kinds[a]) if a else FULL)
             state = int(back[g, a])
         return [*self.done, *decisions[::-1]]
+
+    @cached_property
+    def _errors(self) -> list[tuple[list[np.ndarray], np.ndarray]]:
+        """By evaluation, what :meth:`best` weighs at every price: errors of the renewing kinds by age ``[refresh - 1]``,
+        of a reuse by evaluations since the last computed one and by age ``[most, refresh - 1]``."""
+        aged = np.arange(1, self.rules.refresh)
+        gaps = [np.arange(1, most + 1)[:, None] for most in self.most_reuse]
+        return [
+            ([sum(self._renewed(k, i, aged)) for k in self.rules.renewing], sum(self._reused(i, gaps[i], aged[None])))
+            for i in range(self.n)
+        ]
 
     def _start(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Where the programme begins: (g, age) after what is done; at first as if one had just been computed."""
