@@ -272,7 +272,7 @@ class ErrorModel:
 
     @cached_property
     def _errors(self) -> list[tuple[list[np.ndarray], np.ndarray]]:
-        """By evaluation, what :meth:`best` weighs at every price: errors of the renewing kinds by age ``[refresh - 1]``,
+        """By evaluation, what :meth:`best` weighs at every price: errors of renewing kinds by age ``[refresh - 1]``,
         of a reuse by evaluations since the last computed one and by age ``[most, refresh - 1]``."""
         aged = np.arange(1, self.rules.refresh)
         gaps = [np.arange(1, most + 1)[:, None] for most in self.most_reuse]
