@@ -102,7 +102,7 @@ def overview(results: list[dict]) -> list[str]:
             words += f", {setting.frames} frames"
             missed = " (short)" if ours["speed"] < SHORT * speed else ""
             mine = f"{ours['clips']} | {speed:g}x | {ours['speed']:.2f}x{missed} | {ours['psnr']['mask']:.1f} dB"
-            fewer = at_equal_time(result["rows"], "fewer-steps", speed)
+            fewer = at_equal_time(result["rows"], "fewer-steps", speed, slower=True)
             name, best = nearest(result, speed) or ("", None)
             few = f", {best['clips']} clips" if best and best["clips"] < ours["clips"] else ""
             rival = f"{_ahead(best)} ({METHODS[name].label}{few})" if best else ""
@@ -112,4 +112,6 @@ def overview(results: list[dict]) -> list[str]:
 
 
 def _ahead(ahead: dict | None) -> str:
-    return f"{_spread(ahead['mean'], ahead)} dB" if ahead else ""
+    if not ahead:
+        return ""
+    return f"{_spread(ahead['mean'], ahead)} dB" + ("" if ahead["equal"] else f", it at {ahead['speed']:.2f}x")

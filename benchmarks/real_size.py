@@ -195,16 +195,18 @@ def table(result: dict) -> list[str]:
     lines = [
         f"**Models of real size**, random weights ({result['machine']['device']}, {result['settings']['dtype']}):",
         "",
-        "| model | size | mask | context | full | partial | over ideal | reuse | deciding, selecting | held | peak |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| model | size | mask | context | full | partial | over ideal | reuse | deciding, selecting | choosing anew "
+        "| held | peak |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["evaluations"]:
         beside = sum(row[f"ms_{name}"] or 0.0 for name in ("decide", "select"))
+        look = "" if row["ms_look"] is None else f"{row['ms_look']:.2f} ms"
         peak = "" if row["peak_gb"] is None else f"{row['peak_gb']:.1f} GB"
         times = f"{row['ms_full']:.1f} ms | {row['ms_partial']:.1f} ms | {row['partial_over_ideal']:.2f} x"
         lines.append(
             f"| {row['model']} | {row['size']} | {row['mask_fraction']:.0%} | {row['tier']} | {times} | "
-            f"{row['ms_reuse']:.2f} ms | {beside:.2f} ms | {row['context_mb']:.0f} MB | {peak} |"
+            f"{row['ms_reuse']:.2f} ms | {beside:.2f} ms | {look} | {row['context_mb']:.0f} MB | {peak} |"
         )
     lines += ["", "| model | size | mask | wanted | predicted | measured | context |", "|---|---|---|---|---|---|---|"]
     for row in result["runs"]:

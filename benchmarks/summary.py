@@ -44,18 +44,19 @@ def summarise(rows: list[dict]) -> list[dict]:
     return sorted(entries, key=lambda e: (e["wanted"], e["name"] != "ours"))
 
 
-def at_equal_time(rows: list[dict], name: str, wanted: float) -> dict | None:
+def at_equal_time(rows: list[dict], name: str, wanted: float, slower: bool = False) -> dict | None:
     """What ours is ahead of another method by, at the time ours took, in the mask and paired clip by clip.
 
     Speeds come in lumps, ours too. So the other method is read off between its two budgets around the speed ours
-    measured, along the logarithm of speed; where all it has is faster than that, at its slowest.
+    measured, along the logarithm of speed; where all it has is faster than that, at its slowest, which took less time.
 
     Args:
         rows: of one setting. name: of the other method. wanted: ours' budget.
+        slower: whether a method that was never as fast is read off at its fastest, which took more time.
 
     Returns:
-        As ``ours_ahead`` of :func:`summarise`, with ``speed``, at which the other was read off; None where it has not
-        run on any clip of ours, or was never as fast (:data:`AS_FAST`).
+        As ``ours_ahead`` of :func:`summarise`, with ``speed``, at which the other was read off, and ``equal``, whether
+        that is ours; None where it has not run on any clip of ours, or was never as fast (:data:`AS_FAST`).
     """
     ours = {row["clip"]: row for row in rows if row["name"] == "ours" and row["wanted"] == wanted}
     others: dict[float, dict[int, dict]] = {}
@@ -65,19 +66,19 @@ def at_equal_time(rows: list[dict], name: str, wanted: float) -> dict | None:
     speed = statistics.median(row["speed"] for row in ours.values()) if ours else 0.0
     curve = [(statistics.median(row["speed"] for row in mine.values()), mine) for mine in others.values()]
     curve.sort(key=lambda point: point[0])
-    if not curve or curve[-1][0] < AS_FAST * speed:
+    if not ours or not curve or (curve[-1][0] < AS_FAST * speed and not slower):
         return None
     read = min(max(speed, curve[0][0]), curve[-1][0])
-    slower = next(point for point in reversed(curve) if point[0] <= read)
-    faster = next(point for point in curve if point[0] >= read)
-    span = math.log(faster[0] / slower[0])
-    share = math.log(read / slower[0]) / span if span else 0.0
-    both = sorted(ours.keys() & slower[1].keys() & faster[1].keys())
+    before = next(point for point in reversed(curve) if point[0] <= read)
+    after = next(point for point in curve if point[0] >= read)
+    span = math.log(after[0] / before[0])
+    share = math.log(read / before[0]) / span if span else 0.0
+    both = sorted(ours.keys() & before[1].keys() & after[1].keys())
     ahead = []
     for clip in both:
-        low, high = (_capped(mine[clip]["psnr"]["mask"]) for _, mine in (slower, faster))
+        low, high = (_capped(mine[clip]["psnr"]["mask"]) for _, mine in (before, after))
         ahead.append(_capped(ours[clip]["psnr"]["mask"]) - (low + share * (high - low)))
-    return {**_spread_of(ahead), "speed": read} if both else None
+    return {**_spread_of(ahead), "speed": read, "equal": AS_FAST <= read / speed <= 1 / AS_FAST} if both else None
 
 
 def _spread_of(ahead: list[float]) -> dict:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MOST_LOGITS = 2**28
+MOST_LOGITS = 2**28  # numbers of a call whose kernel writes them out
 Attend = Callable[[Tensor, Tensor, Tensor, "KeyWeights | None"], Tensor]
 
 

@@ -22,7 +22,8 @@ class Stopwatch:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._event = getattr(module_of(device), "Event", None)
+        timed = device.type == "cuda" or hasattr(torch, "accelerator")  # older torch cannot time others' events
+        self._event = getattr(module_of(device), "Event", None) if timed else None
         self._begin = self._mark()
         self._end = None
 
@@ -52,14 +53,14 @@ class Stopwatch:
 def release_host_memory() -> None:
     """Give page-locked memory that is free back to the system; torch would keep it until the process ends."""
     release = getattr(getattr(torch, "accelerator", None), "empty_host_cache", None)
-    release = release or getattr(torch._C, "_host_emptyCache", None)  # torch 2.5 and 2.6, in builds for CUDA
+    release = release or getattr(torch._C, "_host_emptyCache", None)  # before torch had a word for it
     if release is not None and torch.cuda.is_available():
         release()
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether a device ran out of memory, in whatever words torch says so."""
-    if isinstance(error, torch.OutOfMemoryError):
+    """Whether a device, or the host beside it, ran out of memory, in any of the ways torch says so."""
+    if isinstance(error, getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)):  # the former since torch 2.5
         return True
     text = str(error)
     if isinstance(error, getattr(torch, "AcceleratorError", ())):  # newer torch's general error
@@ -67,4 +68,7 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(words in text for words in _OTHER_WORDS)
 
 
-_OTHER_WORDS = ("MPS backend out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_OTHER_WORDS = (
+    "MPS backend out of memory", "CUDA error: out of memory", "HIP error: out of memory", "_STATUS_ALLOC_FAILED",
+    "DefaultCPUAllocator: can't allocate memory",
+)  # fmt: skip

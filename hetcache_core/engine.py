@@ -41,7 +41,8 @@ class Engine(Routing):
     """
 
     def __init__(self, policy: CachePolicy, setup: RunSetup):
-        self.policy, self.setup = policy, setup = policy.settled(), setup
+        policy = policy.settled()
+        self.policy, self.setup = policy, setup
         started = time.perf_counter()
         self.stats = RunStats(policy, setup.grid, setup.classes)
         self.streams: Streams = ()

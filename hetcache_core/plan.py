@@ -78,7 +78,8 @@ def plan(
         done: decisions already taken, which the plan begins with.
 
     Returns:
-        The least predicted error at ``speed`` or, when the rules forbid that speed, the fastest plan with a note.
+        The least predicted error at ``speed`` with runs of reuse as short as that allows (``rules.usual_reuse``); when
+        the rules forbid that speed, the fastest plan with a note.
     """
     sigmas = tuple(float(s) for s in sigmas)
 
@@ -94,6 +95,8 @@ def plan(
         return _first([best(replace(rules, refresh=r)) for r in sorted(apart)], LEASH)
 
     found = planned(rules)
+    if found.note:
+        return found
     for longest in range(rules.usual_reuse, rules.max_reuse) if rules.usual_reuse else ():
         if REUSE * (longest + 1) in found.decisions:
             shorter = planned(replace(rules, max_reuse=longest))

@@ -33,9 +33,9 @@ class CachePolicy:
     To tinker with (``None`` = chosen for the run):
         warmup, cooldown: full evaluations at the start and at the end; a chosen cool-down is shortened where the speed
             leaves too little for it.
-        max_reuse: most reuse evaluations in a row; 0 forbids reuse. When None, 5, and no more than a tenth of the run
-            (3 at least) where that reaches the speed; at 8 evaluations and fewer plans reuse none but a very short last
-            step.
+        max_reuse: most reuse evaluations in a row; 0 forbids reuse. When None, a sixth of the run, 2 to 5, and no more
+            than a tenth of it (3 at least) where that reaches the speed; at 8 evaluations and fewer plans reuse none
+            but a very short last step.
         refresh: most evaluations from one full evaluation to the next.
         schedule: the decisions themselves, a letter an evaluation (``FFRPRF``: full, reuse, partial; B reuses the
             background blocks, G guidance, H is a partial one that reuses guidance), instead of a plan; evaluations

@@ -8,7 +8,7 @@ from .block_profile import split_for
 from .blocks import BlockCache, delta_bytes, fitting
 from .context import ContextSampler, RememberedContext, even_positions, remember
 from .costs import Costs
-from .error_model import BLOCKS, PARTIAL, Rules
+from .error_model import BLOCKS, PARTIAL, REUSE, Rules
 from .memory import ContextMemory
 from .methods import Method, Planned
 from .methods.hetcache import HetCache
@@ -81,9 +81,10 @@ def _prepare(policy: CachePolicy, setup: RunSetup, profile: ErrorProfile) -> Pre
         assumed = profile.renewing(share) if tier.share else profile
         method, planned = _method(policy, setup, costs, rules, assumed)
         tried.append((sampler, watched, costs, method, planned))
-        if policy.method != "plan" or policy.schedule or (len(tried) > 1 and _rank(planned, policy.speed)[0] == 0):
+        reached = _rank(planned, policy.speed, rules)[0] == 0
+        if policy.method != "plan" or policy.schedule or (len(tried) > 1 and reached):
             break
-    sampler, watched, costs, method, planned = min(tried, key=lambda each: _rank(each[-1], policy.speed))
+    sampler, watched, costs, method, planned = min(tried, key=lambda each: _rank(each[-1], policy.speed, rules))
     held = tier.share and method.expects(PARTIAL, -1)
     if not method.expects(BLOCKS, -1):
         blocks, block_bytes, block_note = None, 0, ""
@@ -140,11 +141,15 @@ def _context_shares(policy: CachePolicy) -> tuple[float, ...]:
     return SHARES if policy.speed > 2.5 else (USUAL_SHARE, MORE, *SHARES[1:])
 
 
-def _rank(planned: Plan | None, speed: float) -> tuple[float, float]:
-    """Order of plans: those that reach the speed by their error, before those that miss it by their speed."""
-    if planned is None or planned.predicted_speed * SLACK >= speed:
-        return 0.0, planned.predicted_error if planned else 0.0
-    return 1.0, -planned.predicted_speed
+def _rank(planned: Plan | None, speed: float, rules: Rules) -> tuple[int, bool, float]:
+    """Order of plans: those that reach the speed by their error, with runs of reuse as short as usual first; then those
+    that miss it by their speed."""
+    if planned is None:
+        return 0, False, 0.0
+    if planned.predicted_speed * SLACK < speed:
+        return 1, False, -planned.predicted_speed
+    long = bool(rules.usual_reuse) and REUSE * (rules.usual_reuse + 1) in planned.decisions
+    return 0, long, planned.predicted_error
 
 
 

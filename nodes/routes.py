@@ -77,7 +77,8 @@ def policy_of(settings: dict) -> CachePolicy:
 
 
 def forecast(policy: CachePolicy, setup: RunSetup) -> dict:
-    """What would be done for a clip and mask, ready for JSON. Takes milliseconds; nothing is computed."""
+    """What would be done for a clip and mask, ready for JSON. Takes the time of planning; no model is run."""
+    policy = policy.settled()
     frames, height, width = setup.grid.shape
     known = setup.classes
     if known is not None:  # the margin is the policy's

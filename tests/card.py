@@ -23,7 +23,8 @@ NAME = "card"
 aten = torch.ops.aten
 MOVES = (aten._to_copy.default, aten.copy_.default)
 TAKES_HOST_INDICES = (aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default)
-WAITS = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2", "bincount", "is_nonzero")
+WAITS = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2", "bincount", "is_nonzero",
+         "repeat_interleave")  # fmt: skip
 
 
 class Event:
@@ -152,9 +153,10 @@ class Card(TorchDispatchMode):
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         card = [t for t in tensors if isinstance(t, OnCard)]
         host = [t for t in tensors if not isinstance(t, OnCard) and t.ndim]
-        indices = function in TAKES_HOST_INDICES and isinstance(args[0], OnCard)
-        if card and host and function not in MOVES and not indices:
-            sizes = [tuple(t.shape) for t in host]
+        indices = tree_leaves(args[1]) if function in TAKES_HOST_INDICES and isinstance(args[0], OnCard) else []
+        refused = [t for t in host if not any(t is index for index in indices)]  # a card fetches indices itself
+        if card and refused and function not in MOVES:
+            sizes = [tuple(t.shape) for t in refused]
             raise RuntimeError(f"{function} mixes tensors of {DEVICE} and cpu, {sizes} among them")
         here = isinstance(args[0], OnCard) if function is aten.copy_.default else bool(card)
         if kwargs.get("device") is not None:
@@ -163,7 +165,8 @@ class Card(TorchDispatchMode):
         kwargs.pop("pin_memory", None)
         name = function._schema.name.split("::")[1]
         leaves = function in MOVES and card and not here
-        brings = indices and (host or (len(args) > 2 and args[2].ndim == 0))  # an index or a number, to be copied first
+        masked = any(isinstance(t, torch.Tensor) and t.dtype in (torch.bool, torch.uint8) for t in indices)
+        brings = indices and (host or masked or (len(args) > 2 and args[2].ndim == 0))  # counts, or copies a number
         if (card and name in WAITS) or leaves or brings:
             self.waits[name] += 1
         return here

@@ -66,7 +66,8 @@ class Sampling:
         ours = [m for m in management.current_loaded_models if m.model is not None and m.model.is_clone(patcher)]
         management.free_memory(needed, x.device, keep_loaded=ours)
         lacking = needed - management.get_free_memory(x.device)
-        if lacking > 0 and not getattr(patcher, "is_dynamic", bool)():
+        evicts = hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
+        if lacking > 0 and not evicts:
             patcher.partially_unload(patcher.offload_device, lacking)
 
 

@@ -74,10 +74,14 @@ def test_methods_are_compared_at_the_time_ours_took():
     rows = [at("ours", 2.0, 2.0**0.5, 50.0), at("magcache", 1.0, 1.0, 40.0), at("magcache", 2.0, 2.0, 30.0)]
     found = at_equal_time(rows, "magcache", 2.0)
     assert found["mean"] == pytest.approx(50 - 35) and found["speed"] == pytest.approx(2.0**0.5)
-    rows += [at("easycache", 2.0, 1.8, 45.0)]  # all it has is faster
-    assert at_equal_time(rows, "easycache", 2.0)["mean"] == pytest.approx(5)
+    assert found["equal"]
+    rows += [at("easycache", 2.0, 1.8, 45.0)]  # all it has is faster, and tables say how fast
+    found = at_equal_time(rows, "easycache", 2.0)
+    assert found["mean"] == pytest.approx(5) and found["speed"] == 1.8 and not found["equal"]
     rows += [at("teacache", 2.0, 1.3, 49.0)]  # never as fast
     assert at_equal_time(rows, "teacache", 2.0) is None and at_equal_time(rows, "crop", 2.0) is None
+    found = at_equal_time(rows, "teacache", 2.0, slower=True)
+    assert found["mean"] == pytest.approx(1) and found["speed"] == 1.3 and not found["equal"]
     assert at_equal_time(rows, "magcache", 3.0) is None  # there is none of ours
 
 

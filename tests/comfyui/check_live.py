@@ -152,6 +152,8 @@ def test_the_planner_is_asked_about_the_last_run(browser):
     same = routes.forecast(core.CachePolicy(speed=2.0), setup)
     assert same["planned"] == stats.planned and same["predicted"] == stats.predicted_speed
     assert same["held_bytes"] == stats.planned_context_bytes + stats.planned_block_bytes and same["total"] == 20
+    preset = routes.policy_of({"preset": "quality", "speed": 8.0, "memory_budget_mb": 2048.0})
+    assert routes.forecast(preset, setup) == same
     faster = routes.forecast(core.CachePolicy(speed=3.0), setup)
     assert faster["predicted"] > same["predicted"]
     assert "out of reach" in routes.forecast(core.CachePolicy(speed=8.0, max_reuse=0), setup)["note"]

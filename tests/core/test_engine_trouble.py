@@ -77,6 +77,8 @@ def test_an_accelerator_that_says_it_is_out_of_memory_is_believed():
     assert out_of_memory(torch.OutOfMemoryError()) and not out_of_memory(RuntimeError("out of memory of all kinds"))
     assert out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"))
     assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert out_of_memory(RuntimeError("CUDA error: out of memory"))  # page-locked memory, too
+    assert out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to ..."))
     if hasattr(torch, "AcceleratorError"):
         assert out_of_memory(torch.AcceleratorError("CUDA error: out of memory"))
         assert not out_of_memory(torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))

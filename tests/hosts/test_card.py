@@ -7,7 +7,8 @@ pytest.importorskip("diffusers", reason="the diffusers host needs diffusers")
 
 import diffusers
 
-from hetcache_core import CachePolicy
+from hetcache_core import CachePolicy, attention
+from hetcache_core.attention import KeyWeights, attend
 from hetcache_core.hosts import diffusers as host
 from hetcache_core.progress import snapshot, token_map
 from tests.card import NAME, WHY_NOT, Card, OnCard
@@ -102,5 +103,22 @@ def test_news_of_a_run_wait_for_nothing(on_card):
 
 
 def test_the_card_refuses_what_a_card_refuses():
-    with Card() as card, pytest.raises(RuntimeError, match="mixes tensors of card:0 and cpu"):
-        card.put(torch.ones(3)) + torch.ones(3)
+    with Card() as card:
+        there, index = card.put(torch.ones(3)), torch.tensor([0, 2])
+        with pytest.raises(RuntimeError, match="mixes tensors of card:0 and cpu"):
+            there + torch.ones(3)
+        with pytest.raises(RuntimeError, match="mixes tensors"):
+            there[index] = torch.zeros(2)
+        assert there[index].shape == (2,) and there[there > 0].shape == (3,)
+        assert card.waits["index"] == 2  # one index fetched, one mask counted
+
+
+def test_masked_attention_is_cut_where_no_kernel_takes_a_mask(monkeypatch):
+    query, key, value = torch.randn(3, 1, 40, 2, 16, generator=torch.Generator().manual_seed(0)).unbind(0)
+    bias = torch.arange(40) % 3 * 0.7
+    expected = attend(query, key, value, KeyWeights.of(bias))
+    monkeypatch.setattr(attention, "MOST_LOGITS", 2 * 40 * 7)  # seven queries at a time
+    with torch.inference_mode(), Card() as card:
+        weights = KeyWeights.of(card.put(bias))
+        result = card.take(attend(*card.put((query, key, value)), weights))
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
