@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda path: path.stem)
 def test_on_comfyui(check):
     done = subprocess.run(
-        [PYTHON, "-m", "pytest", check, "-x", "-q", "-rs", "-p", "no:cacheprovider"],
+        [PYTHON, "-m", "pytest", check, "-x", "-v", "-rs", "-p", "no:cacheprovider"],  # -v: it says how many passed
         cwd=ROOT, env={**os.environ, "COMFYUI_DIR": str(HOST)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
