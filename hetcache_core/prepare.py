@@ -152,7 +152,6 @@ def _rank(planned: Plan | None, speed: float, rules: Rules) -> tuple[int, bool, 
     return 0, long, planned.predicted_error
 
 
-
 def _sampler(
     policy: CachePolicy, setup: RunSetup, remembered: RememberedContext, remembers: bool, share: float
 ) -> tuple[ContextSampler | SemanticSampler, int]:

@@ -140,7 +140,7 @@ class PolicySettings(io.ComfyNode):
 def make_policy(preset: str, speed: float, memory_budget_mb: float, method: dict | str, **fine) -> CachePolicy:
     """The policy of these settings; ValueError says which of them is wrong, and what to do."""
     if preset != CUSTOM:
-        return CachePolicy.preset(preset, memory_budget_mb=memory_budget_mb).settled()
+        return CachePolicy.preset(preset, memory_budget_mb=memory_budget_mb)
     chosen = dict(method) if isinstance(method, dict) else {"method": method}
     fine = {**chosen, **fine}
     fine = {name: value for name, value in fine.items() if not (type(value) in (int, float) and value == AUTO)}
@@ -152,4 +152,4 @@ def make_policy(preset: str, speed: float, memory_budget_mb: float, method: dict
                 kind.load(name)  # here, where it is set, and not at the sampler
     except ValueError as error:
         raise ValueError(f"Cache Policy Settings: {error}. Correct it on this node, or choose a preset.") from None
-    return policy.settled()
+    return policy

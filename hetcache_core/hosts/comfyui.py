@@ -139,7 +139,6 @@ class _Patch:
         self.tell("began", stats, None)
         log.warning("HetCache computes everything in full: %s", reason)
 
-
     def tell(self, event: str, *news) -> None:
         """Tell the observer; a run never fails for want of a listener."""
         try:

@@ -4,11 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("diffusers", reason="the benchmarks need diffusers")
 
 from benchmarks import calibrate, costs, forecasts, impact, kinds, panel, real_size, report, tiers
 from benchmarks.latent import LatentEdit
+from benchmarks.machine import PeakMemory
 from benchmarks.settings import MAIN
 from hetcache_core import CachePolicy, ErrorProfile
 from hetcache_core.error_model import ErrorModel
@@ -70,6 +72,15 @@ def test_costs_are_measured_against_the_ideal(monkeypatch):
     assert measured["tokens"] == 192 and measured["keys"] == 192
     ratios = ("reuse_over_full", "partial_over_full", "partial_over_ideal", "deciding_over_full")
     assert all(0 < measured[name] < math.inf for name in ratios)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's peak memory")
+def test_peak_memory_starts_anew():
+    first = PeakMemory()
+    block = torch.ones(2**26)
+    with_block = first.bytes
+    del block
+    assert PeakMemory().bytes < with_block - 2**27  # half of the block is enough to tell
 
 
 def test_real_size_runs_small(tmp_path):
