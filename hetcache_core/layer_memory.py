@@ -7,6 +7,7 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor
 
+from .offload import HostMemory
 from .packed import Channels, Rows, pieces
 from .tiers import MemoryTier
 from .trajectory import Trajectory
@@ -20,11 +21,11 @@ class Apart:
     What streams have in common, most of their rows and nearly all of their movement, is the first one's trajectory.
     """
 
-    def __init__(self, first: Trajectory, position: float, rows: Tensor, bits: int, offload: bool):
+    def __init__(self, first: Trajectory, position: float, rows: Tensor, bits: int, host: HostMemory | None):
         self._first = first
         difference = rows - first.at(position)
         self._channels = Channels.of(difference)
-        self._rows = Rows(difference, bits, self._channels, offload)
+        self._rows = Rows(difference, bits, self._channels, host)
 
     @property
     def bytes(self) -> int:
@@ -57,12 +58,12 @@ class LayerMemory:
     from the leading one, or are taken for equal to it.
 
     Args:
-        tier: how they are kept.
+        tier: how they are kept. host: where, if not on their device.
         leading: the stream that leads if it is among the first; else the first that comes does.
     """
 
-    def __init__(self, tier: MemoryTier, leading: Hashable = None):
-        self._tier, self._first = tier, leading
+    def __init__(self, tier: MemoryTier, leading: Hashable = None, host: HostMemory | None = None):
+        self._tier, self._first, self._host = tier, leading, host
         self._kept: dict[Hashable, Trajectory | Apart] = {}
         self._recorded: dict[Hashable, float] = {}
 
@@ -98,10 +99,9 @@ class LayerMemory:
         if kept is not None:
             kept.record(position, rows)
         elif self._leads(stream):
-            how = (tier.order, tier.bits, tier.turn_bits, tier.offload)
-            self._kept[stream] = Trajectory(position, rows, *how)
+            self._kept[stream] = Trajectory(position, rows, tier.order, tier.bits, tier.turn_bits, self._host)
         else:
-            self._kept[stream] = Apart(self._kept[self._first], position, rows, tier.apart_bits, tier.offload)
+            self._kept[stream] = Apart(self._kept[self._first], position, rows, tier.apart_bits, self._host)
 
     def fetch(self, streams: tuple[Hashable, ...], device: torch.device) -> Fetched:
         """What is kept of some streams, on a device; without waiting where it comes from pinned memory."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from .context import RememberedContext
 from .device import release_host_memory
 from .layer_memory import Fetched, LayerMemory
+from .offload import HostMemory
 from .tiers import MemoryTier
 
 
@@ -42,11 +44,11 @@ class ContextMemory:
 
     def __post_init__(self):
         self._layers: dict[int, tuple[LayerMemory, LayerMemory]] = {}
-        self._ahead: dict[int, tuple[list[Fetched], torch.cuda.Event]] = {}
+        self._ahead: dict[tuple[int, tuple[Hashable, ...]], tuple[list[Fetched], Any]] = {}
         self._position, self._damping = 0.0, 1.0
         self._slots: Tensor | None = None
         self._kept: set[Hashable] = set()
-        self._copy_stream: torch.cuda.Stream | None = None
+        self._host = HostMemory() if self.tier.offload else None
         self.peak_bytes = 0
 
     @property
@@ -91,7 +93,7 @@ class ContextMemory:
         self._kept.update([s for s in streams if s not in self._kept][:room])
         if not self._kept.intersection(streams):
             return
-        kept = self._layers.setdefault(layer, tuple(LayerMemory(self.tier, self.leading) for _ in range(2)))
+        kept = self._layers.setdefault(layer, tuple(LayerMemory(self.tier, self.leading, self._host) for _ in range(2)))
         for each, rows in zip(kept, (key, value), strict=True):
             chunks = dict(zip(streams, rows.chunk(len(streams)), strict=True))
             some = {stream: chunks[stream] for stream in streams if stream in self._kept}
@@ -130,7 +132,7 @@ class ContextMemory:
             return key, value
         joined, now = [], (self._position, self._damping)
         layers, fetched = self._layers[layer], self._fetched(layer, streams, key.device)
-        self._fetch_ahead(layer + 1, streams, key)
+        self._fetch_ahead(layer + 1, streams, key.device)
         for kept, rows, here in zip(layers, (key, value), fetched, strict=True):
             fresh = dict(zip(streams, rows.chunk(len(streams)), strict=True))
             joined.append(self._joined(kept.expected(streams, *now, here), fresh))
@@ -159,23 +161,19 @@ class ContextMemory:
 
     def _fetched(self, layer: int, streams: tuple[Hashable, ...], device: torch.device) -> list[Fetched]:
         """What a layer keeps of keys and of values, on the device."""
-        ahead = self._ahead.pop(layer, None)
+        ahead = self._ahead.pop((layer, streams), None)
         if ahead is None:
             return [kept.fetch(streams, device) for kept in self._layers[layer]]
-        fetched, ready = ahead
-        stream = torch.cuda.current_stream(device)
-        stream.wait_event(ready)
-        for t in _tensors(fetched):  # allocated on the copy stream, used on this one
-            t.record_stream(stream)
+        fetched, event = ahead
+        self._host.arrive(_tensors(fetched), event, device)
         return fetched
 
-    def _fetch_ahead(self, layer: int, streams: tuple[Hashable, ...], like: Tensor) -> None:
-        if not self.tier.offload or like.device.type != "cuda" or layer not in self._layers:
+    def _fetch_ahead(self, layer: int, streams: tuple[Hashable, ...], device: torch.device) -> None:
+        if self._host is None or layer not in self._layers:
             return
-        self._copy_stream = self._copy_stream or torch.cuda.Stream(like.device)
-        with torch.cuda.stream(self._copy_stream):
-            fetched = [kept.fetch(streams, like.device) for kept in self._layers[layer]]
-            self._ahead[layer] = fetched, self._copy_stream.record_event()
+        ahead = self._host.ahead(device, lambda: [kept.fetch(streams, device) for kept in self._layers[layer]])
+        if ahead is not None:
+            self._ahead[layer, streams] = ahead
 
 
 def _tensors(fetched: list[Fetched]) -> list[Tensor]:

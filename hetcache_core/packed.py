@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import zip_longest
 
 import torch
 from torch import Tensor
+
+from .offload import Copied, HostMemory
 
 WIDEST = {2: 0.9957, 4: 0.3352, 6: 0.1041, 8: 1.0}  # step over RMS; 256 levels always reach the largest number
 GROUP = 128  # channels that share a row's step: one head of Wan
@@ -55,12 +56,14 @@ class Rows:
         rows: the first ones; where they are not packed, kept, not copied.
         bits: of a number, a key of :data:`WIDEST`; None keeps rows as they are.
         channels: what they are measured in.
-        offload: whether they are kept in (pinned) host memory.
+        host: where they are kept, if not on their device.
     """
 
-    def __init__(self, rows: Tensor, bits: int | None, channels: Channels | None = None, offload: bool = False):
-        self._dtype, self._heads, self._bits, self._offload = rows.dtype, rows.shape[2:], bits, offload
-        self._kept: list[Tensor] = []
+    def __init__(
+        self, rows: Tensor, bits: int | None, channels: Channels | None = None, host: HostMemory | None = None
+    ):
+        self._dtype, self._heads, self._bits, self._host = rows.dtype, rows.shape[2:], bits, host
+        self._kept = Copied([])
         self.keep([self.coded(piece, channels) for piece in pieces(rows)], channels)
 
     @property
@@ -71,7 +74,7 @@ class Rows:
     @property
     def bytes(self) -> int:
         """Bytes of what is kept; what numbers are measured in is not counted."""
-        return sum(t.numel() * t.element_size() for t in self._kept)
+        return self._kept.bytes
 
     def coded(self, rows: Tensor, channels: Channels | None) -> list[Tensor]:
         """Rows as they are kept."""
@@ -88,20 +91,19 @@ class Rows:
     def keep(self, pieces: list[list[Tensor]], channels: Channels | None) -> None:
         """Take in all rows, coded piece by piece."""
         parts = pieces[0] if len(pieces) == 1 else [torch.cat(part, dim=1) for part in zip(*pieces, strict=True)]
-        if self._offload:
-            parts = [_to_host(part, old) for part, old in zip_longest(parts, self._kept)]
-        self._kept, self._channels = parts, channels
+        self._kept = Copied(parts) if self._host is None else self._host.take(parts, self._kept.tensors)
+        self._channels = channels
 
     def renew(self, slots: Tensor, rows: Tensor, fetched: list[Tensor]) -> None:
         """Take in rows ``[B, K, heads, head_dim]`` of some slots ``[K]``, also in what was fetched before."""
-        for kept, here, part in zip(self._kept, fetched, self.coded(rows, self._channels), strict=True):
+        for here, part in zip(fetched, self.coded(rows, self._channels), strict=True):
             _put(here, slots, part)
-            if here is not kept:
-                _put(kept, slots.to(kept.device), part.to(kept.device))
+        if fetched[0] is not self._kept.tensors[0]:  # all of it goes back: to pick rows out would keep the host busy
+            self._kept = self._host.take(fetched, self._kept.tensors)
 
     def fetch(self, device: torch.device) -> list[Tensor]:
         """What is kept, on a device; without waiting where it comes from pinned memory."""
-        return [part.to(device, non_blocking=True) for part in self._kept]
+        return self._kept.tensors if self._host is None else self._host.bring(self._kept, device)
 
     def get(self, fetched: list[Tensor], slots: Tensor | slice = _ALL) -> Tensor:
         """The rows of some slots, from what was fetched (not to be written to)."""
@@ -180,11 +182,3 @@ def _put(rows: Tensor, slots: Tensor, part: Tensor) -> None:
     if rows.is_contiguous() and part.is_contiguous() and rows[0, 0].numel() * rows.itemsize % 8 == 0:
         rows, part = (t.flatten(2).view(torch.int64) for t in (rows, part))
     rows.index_copy_(1, slots, part)
-
-
-def _to_host(part: Tensor, old: Tensor | None) -> Tensor:
-    if part.device.type == "cpu":
-        return part
-    if old is None or old.shape != part.shape:
-        old = torch.empty(part.shape, dtype=part.dtype, pin_memory=True)
-    return old.copy_(part)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .extrapolation import bend_factor, derivatives
+from .offload import HostMemory
 from .packed import Channels, Rows, pieces
 
 FADE = 2.0  # as of predictions
@@ -22,7 +23,7 @@ class Trajectory:
         rows: the first values; where they are not packed, kept, not copied.
         order: 0 holds the last values, 1 extrapolates their slope, 2 their bend too.
         bits, turn_bits: of the values, and of slopes and bends; None keeps them as they come.
-        offload: whether all that is kept in (pinned) host memory.
+        host: where all that is kept, if not on the rows' device.
     """
 
     def __init__(
@@ -32,12 +33,12 @@ class Trajectory:
         order: int,
         bits: int | None = None,
         turn_bits: int | None = None,
-        offload: bool = False,
+        host: HostMemory | None = None,
     ):
         self._packed = bits is not None or turn_bits is not None
         turns = self._measure(rows)
-        self._values = Rows(rows, bits, self._channels, offload)
-        self._turns = [Rows(torch.zeros_like(rows), turn_bits, turns, offload) for _ in range(order)]
+        self._values = Rows(rows, bits, self._channels, host)
+        self._turns = [Rows(torch.zeros_like(rows), turn_bits, turns, host) for _ in range(order)]
         self._recorded_at = position
         self._computed_at = torch.full((rows.shape[1],), float(position), device=rows.device)
         self._span = torch.zeros_like(self._computed_at)

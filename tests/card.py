@@ -17,6 +17,8 @@ from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tests.races import Event, Line, Races, Stream, stream
+
 _register = getattr(backend_registration, "_setup_privateuseone_for_python_backend", None)
 WHY_NOT = "" if _register else f"torch {torch.__version__} takes no device made in Python"
 NAME = "card"
@@ -27,33 +29,13 @@ WAITS = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2",
          "repeat_interleave")  # fmt: skip
 
 
-class Event:
-    """A mark on the card's time line, which is the host's."""
-
-    now = 0.0
-
-    def __init__(self, enable_timing: bool = False):
-        self.timing = enable_timing
-
-    def record(self, stream=None):
-        Event.now += 1.0
-        self.at = Event.now
-
-    def elapsed_time(self, end: Event) -> float:
-        assert self.timing and end.timing
-        return end.at - self.at
-
-    def query(self) -> bool:
-        return True
-
-    def synchronize(self):
-        pass
-
-
 class Module:
     """What torch asks a device's module for, and what the pack does."""
 
-    Event = Event
+    Event, Stream, stream = Event, Stream, staticmethod(stream)
+
+    def current_stream(self, device=None):
+        return Stream.current
 
     def is_initialized(self):
         return True
@@ -94,7 +76,11 @@ class OnCard(torch.Tensor):
 
     def tolist(self):
         Card.current.waits["tolist"] += 1
+        Races.current.host.wait(Stream.current.now())
         return self.inner.tolist()
+
+    def record_stream(self, stream):
+        Races.current.told(self)
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
@@ -103,13 +89,13 @@ class OnCard(torch.Tensor):
 
 
 class Card(TorchDispatchMode):
-    """While open, there is a card. ``waits`` counts by operation what waited for it."""
+    """While open, there is a card. ``waits`` counts by operation what waited for it, ``races`` watches its streams."""
 
     current: Card
 
     def __init__(self):
         super().__init__()
-        self.waits = Counter()
+        self.waits, self.races = Counter(), Races()
         Card.current = self
 
     def put(self, value):
@@ -137,13 +123,27 @@ class Card(TorchDispatchMode):
                 answer = function.decompose(*args, **kwargs)
             if answer is not NotImplemented:
                 return answer
-        here = self._on_card(function, args, kwargs)
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        waits = self.waits.total()
+        here, first = self._on_card(function, args, kwargs), function._schema.arguments[:1]
+        writes = bool(first and first[0].alias_info is not None and first[0].alias_info.is_write)
+        line = Stream.current if here or any(isinstance(t, OnCard) for t in given) else self.races.host
+        self.races.begin(line, given, args[:1] if writes else ())
         answer = function(*tree_map(_inner, args), **tree_map(_inner, kwargs))
-        first = function._schema.arguments[0].alias_info if function._schema.arguments else None
-        if first is not None and first.is_write:
-            return args[0]
-        return self.put(answer) if here else answer
+        if not writes:
+            answer = self._made(line, answer, given, here)
+        if self.waits.total() > waits:
+            self.races.host.wait(line.now())
+        return args[0] if writes else answer
 
+    def _made(self, line: Line, answer, given, here: bool):
+        """An operation's answer, on the card where it belongs; views of what was given are nothing new."""
+        old = {t.untyped_storage().data_ptr() for t in map(_inner, given)}
+        answer = self.put(answer) if here else answer
+        for new in tree_leaves(answer):
+            if isinstance(new, torch.Tensor) and _inner(new).untyped_storage().data_ptr() not in old:
+                self.races.made(line, new)
+        return answer
     def _on_card(self, function, args, kwargs) -> bool:
         """Whether an operation's answer lies on the card; ``kwargs`` are made fit for the CPU.
 
@@ -164,7 +164,8 @@ class Card(TorchDispatchMode):
             kwargs["device"] = torch.device("cpu")
         kwargs.pop("pin_memory", None)
         name = function._schema.name.split("::")[1]
-        leaves = function in MOVES and card and not here
+        late = kwargs.get("non_blocking") or (function is aten.copy_.default and args[2:] and args[2])
+        leaves = function in MOVES and card and not here and not late
         masked = any(isinstance(t, torch.Tensor) and t.dtype in (torch.bool, torch.uint8) for t in indices)
         brings = indices and (host or masked or (len(args) > 2 and args[2].ndim == 0))  # counts, or copies a number
         if (card and name in WAITS) or leaves or brings:

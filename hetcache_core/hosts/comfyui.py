@@ -27,6 +27,7 @@ from torch import Tensor
 from ..block_profile import BlockProfile
 from ..costs import ModelShape
 from ..engine import Engine
+from ..offload import on_device
 from ..packing import gather_rows, pack, pack_timesteps, pad_to_patches
 from ..plan import Plan
 from ..policy import CachePolicy
@@ -191,7 +192,9 @@ class _Run:
         self.schedule = EvaluationSchedule.of(self.sampling)
         try:
             self.engine = Engine(policy, read_setup(call, self.sampling, self.schedule, policy, self.patch.mask))
-            context = 0 if policy.memory_offload else self.engine.stats.planned_context_bytes
+            context, setup = self.engine.stats.planned_context_bytes, self.engine.setup
+            if policy.memory_offload:
+                context = on_device(context, setup.shape.attention_layers)
             planned = context + self.engine.stats.planned_block_bytes
             if planned and call.x.device.type != "cpu":
                 self.sampling.make_room(planned, call.x)

@@ -29,8 +29,10 @@ def card(monkeypatch):
         return (2**34, 2**34) if torch_free_too else 2**34
 
     monkeypatch.setattr(comfy.model_management, "get_free_memory", free)
-    monkeypatch.setattr(Sampling, "make_room", lambda *_: None)
-    return Card()
+    card = Card()
+    card.asked = []
+    monkeypatch.setattr(Sampling, "make_room", lambda self, size, x: card.asked.append(size))
+    return card
 
 
 def on_card(model, card: Card, monkeypatch):
@@ -55,7 +57,7 @@ def check(variant, policy, card, monkeypatch):
     result, stats = cached(on_card(variant.model, card, monkeypatch), variant.scene, policy)
     assert stats.decisions == there.decisions and stats.warnings == [] and stats.note == there.note
     assert (result - expected).norm() < 1e-3 * expected.norm()
-    assert card.waits  # it did work there
+    assert card.waits and card.races.untold == set()  # it did work there
 
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
@@ -66,3 +68,12 @@ def test_a_run_on_a_card_is_the_run_on_the_host(policy, card, monkeypatch):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_kind_of_model_works_there(name, card, monkeypatch):
     check(VARIANTS[name], FAST, card, monkeypatch)
+
+
+def test_room_is_asked_for_what_lies_on_the_card(card, monkeypatch):
+    variant = VARIANTS["vace, every 2nd block"]
+    model = on_card(variant.model, card, monkeypatch)
+    for offload in (False, True):
+        cached(model, variant.scene, CachePolicy(schedule="FFPRPF", memory_offload=offload))
+    resident, offloaded = card.asked
+    assert 0 < offloaded < resident

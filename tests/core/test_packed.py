@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from hetcache_core.offload import HostMemory
 from hetcache_core.packed import WIDEST, Channels, Rows, packed_bytes
 from hetcache_core.packed import _joined as joined
 from hetcache_core.packed import _planes as planes
@@ -73,8 +74,8 @@ def test_some_rows_are_renewed_alone(bits):
 
 
 def test_what_was_fetched_is_renewed_with_what_is_kept():
-    kept, fetched = packed(8, rows())
-    copies, slots = [t.clone() for t in fetched], torch.tensor([0, 39])  # as from host memory
+    kept = Rows(rows(), 8, Channels.of(rows()), HostMemory())
+    copies, slots = [t.clone() for t in kept.fetch(torch.device("cpu"))], torch.tensor([0, 39])
     kept.renew(slots, rows()[:, [5, 6]], copies)
     assert torch.equal(kept.get(copies), kept.get(kept.fetch(torch.device("cpu"))))
     assert torch.equal(kept.get(copies)[:, slots], kept.get(copies)[:, [5, 6]])

@@ -13,6 +13,7 @@ from hetcache_core.hosts import diffusers as host
 from hetcache_core.progress import snapshot, token_map
 from tests.card import NAME, WHY_NOT, Card, OnCard
 from tests.hosts.small_wan import SMALL, H, T, W, control, noise, prompts, randomised, relative
+from tests.races import Stream
 
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 STEPS = 9
@@ -57,7 +58,10 @@ POLICIES = {
     "every kind": CachePolicy(schedule=ALL_KINDS),
     "packed": CachePolicy(schedule="FFPRPRPF", memory_bits=6, memory_turn_bits=2, memory_apart_bits=2, memory_order=1),
     "shared and thinned": CachePolicy(schedule="FFPRPF", memory_share=0.3, memory_bits=4, memory_apart_bits=0),
-    "in host memory": CachePolicy(schedule="FFPRPF", memory_offload=True, memory_bits=8, memory_apart_bits=4),
+    "in host memory": CachePolicy(schedule="FFPRPF", memory_offload=True),
+    "packed in host memory": CachePolicy(
+        schedule="FFPRPFPP", memory_offload=True, memory_bits=6, memory_turn_bits=2, memory_apart_bits=2
+    ),
     "planned anew": CachePolicy(speed=2.0, replan=True, margin_space=1),
     "hetcache": CachePolicy(method="hetcache", context_sampling="both", memory_share=0.0, threshold=0.3),
     "mixcache": CachePolicy(method="mixcache", trigger=10.0, deviation=1.0),
@@ -79,9 +83,19 @@ def test_a_run_on_a_card_is_the_run_on_the_host(on_host, on_card, policy):
     assert stats.decisions == there.decisions and stats.warnings == [] and stats.note == there.note
     assert [r.reason for r in stats.records] == [r.reason for r in there.records]
     assert relative(result, expected) < 1e-3
+    assert card.races.untold == set()
+    assert len(card.races.streams) == (3 if policy.memory_offload else 1)  # computing, copies out, copies in
 
 
-@pytest.mark.parametrize("name", ["every kind", "packed", "shared and thinned"])
+@pytest.mark.parametrize("forgotten", ["wait_stream", "wait_event", "record_stream"])
+def test_what_copies_wait_for_is_needed(on_card, monkeypatch, forgotten):
+    monkeypatch.setattr(OnCard if forgotten == "record_stream" else Stream, forgotten, lambda *_: None)
+    with torch.inference_mode(), Card() as card:
+        _, stats = run(on_card, POLICIES["packed in host memory"], NAME)
+    assert card.races.untold if forgotten == "record_stream" else "may not have written yet" in str(stats.warnings)
+
+
+@pytest.mark.parametrize("name", [name for name in POLICIES if POLICIES[name].schedule])
 def test_no_layer_waits_for_the_card(on_card, name):
     waits = []
     for layers in (4, 8):
