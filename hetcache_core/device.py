@@ -54,7 +54,7 @@ def release_host_memory() -> None:
     """Give page-locked memory that is free back to the system; torch would keep it until the process ends."""
     release = getattr(getattr(torch, "accelerator", None), "empty_host_cache", None)
     release = release or getattr(torch._C, "_host_emptyCache", None)  # before torch had a word for it
-    if release is not None and torch.cuda.is_available():
+    if release is not None and (torch.cuda.is_available() or torch.xpu.is_available()):
         release()
 
 

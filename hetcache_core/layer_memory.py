@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .offload import HostMemory
-from .packed import Channels, Rows, pieces
+from .packed import Channels, Rows, pieces, total
 from .tiers import MemoryTier
 from .trajectory import Trajectory
 
@@ -36,7 +36,11 @@ class Apart:
         """What is kept, on a device."""
         return [self._rows.fetch(device)]
 
-    def record(self, position: float, rows: Tensor) -> None:
+    def settle(self) -> None:
+        """As of :class:`Trajectory`."""
+        self._rows.settle()
+
+    def record(self, position: float, rows: Tensor, fetched: list[list[Tensor]] | None = None) -> None:
         """Take in all rows, computed anew."""
         difference = rows - self._first.at(position)
         self._channels = Channels.of(difference)
@@ -46,9 +50,9 @@ class Apart:
         """Take in rows ``[B, K, heads, head_dim]`` of some slots ``[K]`` and the first stream's beside them."""
         self._rows.renew(slots, rows - first, fetched[0])
 
-    def beside(self, first: Tensor, fetched: list[list[Tensor]]) -> Tensor:
-        """All rows, where the first stream's are expected to be ``first``."""
-        return self._rows.measured(self._rows.spreads(fetched[0]), onto=first)
+    def beside(self, first: Tensor, fetched: list[list[Tensor]], out: Tensor | None = None) -> Tensor:
+        """All rows, where the first stream's are expected to be ``first``; ``out`` is where to write them."""
+        return self._rows.measured(total([self._rows.levels(fetched[0])], first.dtype), first, out)
 
 
 class LayerMemory:
@@ -76,11 +80,18 @@ class LayerMemory:
         """Whether a stream's rows are here."""
         return stream in self._recorded
 
-    def record(self, rows: dict[Hashable, Tensor], position: float, chosen: Tensor | None = None) -> None:
+    def record(
+        self,
+        rows: dict[Hashable, Tensor],
+        position: float,
+        chosen: Tensor | None = None,
+        fetched: Fetched | None = None,
+    ) -> None:
         """Take in all rows of some streams, computed anew at a position.
 
         Args:
             chosen: indices of the rows that are kept ``[M]``, None where all given are.
+            fetched: what :meth:`fetch` gave of streams with a trajectory, to save fetching it now.
         """
         if not self._kept and self._first not in rows:
             self._first = next(iter(rows))
@@ -91,13 +102,15 @@ class LayerMemory:
                 self._first = stream
             if self._leads(stream) or self._tier.apart_bits:
                 taken = rows[stream] if chosen is None else rows[stream].index_select(1, chosen)
-                self._record(stream, taken, position)
+                self._record(stream, taken, position, (fetched or {}).get(stream))
             self._recorded[stream] = position
+        for kept in self._kept.values():
+            kept.settle()
 
-    def _record(self, stream: Hashable, rows: Tensor, position: float) -> None:
+    def _record(self, stream: Hashable, rows: Tensor, position: float, fetched: list[list[Tensor]] | None) -> None:
         tier, kept = self._tier, self._kept.get(stream)
         if kept is not None:
-            kept.record(position, rows)
+            kept.record(position, rows, fetched)
         elif self._leads(stream):
             self._kept[stream] = Trajectory(position, rows, tier.order, tier.bits, tier.turn_bits, self._host)
         else:
@@ -108,20 +121,21 @@ class LayerMemory:
         wanted = set(streams) if self._tier.apart_bits is None else {self._first, *streams}
         return {stream: self._kept[stream].fetch(device) for stream in wanted & self._kept.keys()}
 
-    def expected(
-        self, streams: tuple[Hashable, ...], position: float, damping: float | Tensor, fetched: Fetched
-    ) -> dict[Hashable, Tensor]:
-        """Rows of some streams as they are expected at a position (not to be written to).
+    def expect(self, out: dict[Hashable, Tensor], position: float, damping: float | Tensor, fetched: Fetched) -> None:
+        """Write the rows of some streams as they are expected at a position.
 
         Args:
-            damping: factor on slopes and bends. fetched: from :meth:`fetch`.
+            out: where to, by stream, ``[B, M, heads, head_dim]`` each. damping: factor on slopes and bends. fetched:
+                from :meth:`fetch`.
         """
-        rows = {s: self._kept[s].at(position, damping, here) for s, here in fetched.items() if self._leads(s)}
-        for stream in streams:
-            if not self._leads(stream):
-                first, kept = rows[self._first], self._kept.get(stream)
-                rows[stream] = first if kept is None else kept.beside(first, fetched[stream])
-        return rows
+        leading = [stream for stream in fetched if self._leads(stream)]
+        rows = {s: self._kept[s].at(position, damping, fetched[s], out=out.get(s)) for s in leading}
+        for stream in out.keys() - rows.keys():
+            first, kept = rows[self._first], self._kept.get(stream)
+            if kept is None:
+                out[stream].copy_(first)
+            else:
+                kept.beside(first, fetched[stream], out[stream])
 
     def renew(
         self, rows: dict[Hashable, Tensor], position: float, damping: float | Tensor, slots: Tensor, fetched: Fetched
@@ -129,7 +143,7 @@ class LayerMemory:
         """Take in some slots ``[K]`` of some streams, ``[B, K, heads, head_dim]`` each, computed anew.
 
         Args:
-            damping, fetched: as in :meth:`expected`; what was fetched is renewed as well.
+            damping, fetched: as in :meth:`expect`; what was fetched is renewed as well.
         """
         for stream in sorted(rows.keys() & self._kept.keys(), key=self._leads, reverse=True):
             kept, here = self._kept[stream], fetched[stream]

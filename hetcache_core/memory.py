@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from .context import RememberedContext
-from .device import release_host_memory
 from .layer_memory import Fetched, LayerMemory
 from .offload import HostMemory
 from .tiers import MemoryTier
@@ -65,12 +64,11 @@ class ContextMemory:
 
     def clear(self) -> None:
         """Let everything go."""
-        held = bool(self._layers)
         self._layers.clear()
         self._ahead.clear()
         self._kept.clear()
-        if held and self.tier.offload:
-            release_host_memory()
+        if self._host is not None:
+            self._host.release()
 
     def begin(self, position: float) -> None:
         """A new evaluation, at this place along the schedule."""
@@ -93,11 +91,13 @@ class ContextMemory:
         self._kept.update([s for s in streams if s not in self._kept][:room])
         if not self._kept.intersection(streams):
             return
+        before = (() if self.tier.apart_bits is not None else streams) if self.tier.order else None
+        fetched = self._fetched(layer, before, key.device)
         kept = self._layers.setdefault(layer, tuple(LayerMemory(self.tier, self.leading, self._host) for _ in range(2)))
-        for each, rows in zip(kept, (key, value), strict=True):
+        for each, rows, here in zip(kept, (key, value), fetched, strict=True):
             chunks = dict(zip(streams, rows.chunk(len(streams)), strict=True))
             some = {stream: chunks[stream] for stream in streams if stream in self._kept}
-            each.record(some, self._position, self.remembered.indices)
+            each.record(some, self._position, self.remembered.indices, here)
         if layer == self.layers - 1:
             self.peak_bytes = max(self.peak_bytes, self.bytes)
 
@@ -113,10 +113,9 @@ class ContextMemory:
         place[remembered] = torch.arange(len(remembered), device=device)
         slots = place[selection]
         fresh = slots < 0
-        self._extra = int(fresh.sum())
-        slots[fresh] = len(remembered) + torch.arange(self._extra, device=device)
-        self._slots = slots
         self._renewed = (~fresh).nonzero().flatten()
+        self._extra = len(selection) - len(self._renewed)
+        self._slots = torch.where(fresh, len(remembered) - 1 + fresh.cumsum(0), slots)
 
     def join(self, layer: int, streams: tuple[Hashable, ...], key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values a partial evaluation attends to: what is remembered, with every fresh row in its place.
@@ -132,10 +131,9 @@ class ContextMemory:
             return key, value
         joined, now = [], (self._position, self._damping)
         layers, fetched = self._layers[layer], self._fetched(layer, streams, key.device)
-        self._fetch_ahead(layer + 1, streams, key.device)
         for kept, rows, here in zip(layers, (key, value), fetched, strict=True):
             fresh = dict(zip(streams, rows.chunk(len(streams)), strict=True))
-            joined.append(self._joined(kept.expected(streams, *now, here), fresh))
+            joined.append(self._joined(kept, fresh, now, here))
             if len(self._renewed):
                 renewed = {stream: t.index_select(1, self._renewed) for stream, t in fresh.items()}
                 kept.renew(renewed, *now, self._slots[self._renewed], here)
@@ -150,30 +148,40 @@ class ContextMemory:
 
     # ---- storage
 
-    def _joined(self, expected: dict[Hashable, Tensor], fresh: dict[Hashable, Tensor]) -> Tensor:
+    def _joined(
+        self, kept: LayerMemory, fresh: dict[Hashable, Tensor], now: tuple[float, float | Tensor], fetched: Fetched
+    ) -> Tensor:
         """Rows of every stream, what is expected first, with fresh ones in their places."""
-        some, kept = next(iter(fresh.values())), len(self.remembered.indices)
-        rows = some.new_empty(len(fresh) * len(some), kept + self._extra, *some.shape[2:])
-        for part, (stream, new) in zip(rows.split(len(some)), fresh.items(), strict=True):
-            part[:, :kept] = expected[stream]
-            part.index_copy_(1, self._slots, new)
+        some, remembered = next(iter(fresh.values())), len(self.remembered.indices)
+        rows = some.new_empty(len(fresh) * len(some), remembered + self._extra, *some.shape[2:])
+        parts = dict(zip(fresh, rows.split(len(some)), strict=True))
+        kept.expect({stream: part[:, :remembered] for stream, part in parts.items()}, *now, fetched)
+        for stream, part in parts.items():
+            part.index_copy_(1, self._slots, fresh[stream])
         return rows
 
-    def _fetched(self, layer: int, streams: tuple[Hashable, ...], device: torch.device) -> list[Fetched]:
-        """What a layer keeps of keys and of values, on the device."""
-        ahead = self._ahead.pop((layer, streams), None)
-        if ahead is None:
-            return [kept.fetch(streams, device) for kept in self._layers[layer]]
-        fetched, event = ahead
-        self._host.arrive(_tensors(fetched), event, device)
+    def _fetched(self, layer: int, streams: tuple[Hashable, ...] | None, device: torch.device) -> list[Fetched]:
+        """What a layer keeps of keys and of values for some streams, on the device; nothing for None. What the next one
+        keeps is on its way then."""
+        if self._host is not None:
+            self._host.pace(device)
+        if layer == 0:
+            self._ahead.clear()  # of a call that ended midway
+        if streams is None or layer not in self._layers:
+            return [{}, {}]
+        fetched, event = self._ahead.pop((layer, streams), (None, None))
+        if event is not None:
+            self._host.wait_for(event, _tensors(fetched), device)
+        else:
+            fetched = self._fetch(layer, streams, device)
+        if self._host is not None and layer + 1 in self._layers:
+            ahead = self._host.fetch_ahead(device, lambda: self._fetch(layer + 1, streams, device))
+            if ahead is not None:
+                self._ahead[layer + 1, streams] = ahead
         return fetched
 
-    def _fetch_ahead(self, layer: int, streams: tuple[Hashable, ...], device: torch.device) -> None:
-        if self._host is None or layer not in self._layers:
-            return
-        ahead = self._host.ahead(device, lambda: [kept.fetch(streams, device) for kept in self._layers[layer]])
-        if ahead is not None:
-            self._ahead[layer, streams] = ahead
+    def _fetch(self, layer: int, streams: tuple[Hashable, ...], device: torch.device) -> list[Fetched]:
+        return [kept.fetch(streams, device) for kept in self._layers[layer]]
 
 
 def _tensors(fetched: list[Fetched]) -> list[Tensor]:

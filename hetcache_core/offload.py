@@ -1,7 +1,9 @@
-"""Host memory of a device, written and read by copies that neither the host nor the device's computing waits for."""
+"""Host memory for a device's tensors, copied on streams of its own."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,19 +14,19 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .device import module_of
+from .device import module_of, release_host_memory
 
-IN_FLIGHT = 16  # copies to the host at most, those of about two layers: their sources hold device memory until done
-_LAYERS_THERE = 4  # leaving, in use, and fetched ahead
+BEHIND = 2  # layers the device may lag behind the host: what their copies need lies on the device until they are done
 T = TypeVar("T")
 
 
 def on_device(size: int, layers: int) -> int:
-    """Most bytes that are on the device at a time, of so many kept in host memory for so many layers."""
-    return size * min(_LAYERS_THERE, layers) // layers
+    """Bytes that are on the device at a time, of so many kept in host memory for so many layers: those of the layers it
+    lags behind, of the one at hand, and of the next, which is fetched ahead."""
+    return size * min(BEHIND + 2, layers) // layers
 
 
-@dataclass
+@dataclass(frozen=True)
 class Copied:
     """Tensors in host memory, and the event of their arrival (None where they are there)."""
 
@@ -39,69 +41,87 @@ class Copied:
 class HostMemory:
     """Page-locked memory, with a stream for copies to the host and one for copies from it.
 
-    A copy back waits, on the device, for the event of the copy here, so that the host never has to; nor may it look at
-    what it keeps. Devices without streams copy at once, and the host waits.
+    A copy back waits, on the device, for the event of the copy here, so that the host never has to; it must not read
+    what is kept. Devices without streams copy at once, and the host waits; what is on the host already stays as it is.
     """
 
     def __init__(self):
-        self._streams: dict[str, Any] = {}
-        self._leaving: deque[Any] = deque()
+        self._device: torch.device | None = None  # once it has copied on streams
+        self._layers: deque[Any] = deque()
 
     def take(self, parts: list[Tensor], into: list[Tensor] | tuple = ()) -> Copied:
-        """Copy tensors of a device to the host; those that are there already are taken as they are.
+        """Copy tensors of a device to the host.
 
         Args:
-            into: host tensors to write to, where they fit; what they hold is not needed any more.
+            into: host tensors to write to, where they fit; whatever still reads them comes before this on the device's
+                current stream, or is not needed.
         """
         device = parts[0].device
         if device.type == "cpu":
             return Copied(parts)
         module = _with_streams(device)
-        here = [_like(part, old) for part, old in zip_longest(parts, into)]
+        here = [_like(part, old, pinned=module is not None) for part, old in zip_longest(parts, into)]
         if module is None:
             return Copied([new.copy_(part) for new, part in zip(here, parts, strict=True)])
-        stream, computing = self._stream("out", module, device), module.current_stream(device)
-        stream.wait_stream(computing)
+        self._device, stream = device, _stream(device, "out")
+        stream.wait_stream(module.current_stream(device))
         with module.stream(stream):
             for new, part in zip(here, parts, strict=True):
                 new.copy_(part, non_blocking=True)
                 part.record_stream(stream)
-        arrived = stream.record_event()
-        self._leaving.append(arrived)
-        if len(self._leaving) > IN_FLIGHT:
-            computing.wait_event(self._leaving.popleft())
-        return Copied(here, arrived)
+        return Copied(here, stream.record_event())
 
     def bring(self, copied: Copied, device: torch.device) -> list[Tensor]:
-        """Copies on a device, in the order of its current stream; host tensors themselves where that is the host."""
+        """Copies on a device, in the order of its current stream."""
+        module = _with_streams(device)
         if copied.arrived is not None:
-            module_of(device).current_stream(device).wait_event(copied.arrived)
-        return [part.to(device, non_blocking=True) for part in copied.tensors]
+            module.current_stream(device).wait_event(copied.arrived)
+        return [part.to(device, non_blocking=module is not None) for part in copied.tensors]
 
-    def ahead(self, device: torch.device, fetch: Callable[[], T]) -> tuple[T, Any] | None:
+    def fetch_ahead(self, device: torch.device, fetch: Callable[[], T]) -> tuple[T, Any] | None:
         """Call what fetches while the device computes on; None where it cannot do both.
 
         Returns:
-            What was fetched, and the event for :meth:`arrive`.
+            What was fetched, and the event for :meth:`wait_for`.
         """
         module = _with_streams(device)
         if module is None:
             return None
-        stream = self._stream("in", module, device)
+        stream = _stream(device, "in")
         with module.stream(stream):
             return fetch(), stream.record_event()
 
-    def arrive(self, tensors: list[Tensor], event: Any, device: torch.device) -> None:
-        """Make the device's computing wait for what was fetched ahead."""
-        computing = module_of(device).current_stream(device)
+    def wait_for(self, event: Any, tensors: list[Tensor], device: torch.device) -> None:
+        """Make the device's computing wait for what was fetched ahead, and say that it uses it."""
+        computing = _with_streams(device).current_stream(device)
         computing.wait_event(event)
-        for t in tensors:  # allocated on the stream of copies, used on this one
+        for t in tensors:
             t.record_stream(computing)
 
-    def _stream(self, way: str, module: ModuleType, device: torch.device):
-        if way not in self._streams:
-            self._streams[way] = module.Stream(device)
-        return self._streams[way]
+    def pace(self, device: torch.device) -> None:
+        """A layer begins: hold the host back where it is too far ahead. It would queue up copies that hold memory."""
+        module = _with_streams(device)
+        if module is None:
+            return
+        stream = _stream(device, "out")
+        stream.wait_stream(module.current_stream(device))
+        self._layers.append(stream.record_event())
+        if len(self._layers) > BEHIND:
+            self._layers.popleft().synchronize()
+
+    def release(self) -> None:
+        """Give page-locked memory whose tensors are gone back to the system, once the device is done with it."""
+        if self._device is not None:
+            with contextlib.suppress(RuntimeError):  # a device that has failed says so to whoever computes on it
+                module_of(self._device).synchronize(self._device)
+            release_host_memory()
+            self._device = None
+
+
+@functools.cache
+def _stream(device: torch.device, way: str):
+    """One a device and way, for all runs: memory fetched on a stream is kept for that stream."""
+    return module_of(device).Stream(device)
 
 
 def _with_streams(device: torch.device) -> ModuleType | None:
@@ -109,7 +129,7 @@ def _with_streams(device: torch.device) -> ModuleType | None:
     return module if all(hasattr(module, name) for name in ("Stream", "stream", "current_stream")) else None
 
 
-def _like(part: Tensor, old: Tensor | None) -> Tensor:
+def _like(part: Tensor, old: Tensor | None, pinned: bool) -> Tensor:
     if old is not None and (old.shape, old.dtype) == (part.shape, part.dtype):
         return old
-    return torch.empty(part.shape, dtype=part.dtype, pin_memory=True)
+    return torch.empty(part.shape, dtype=part.dtype, device="cpu", pin_memory=pinned)

@@ -63,7 +63,7 @@ class Rows:
         self, rows: Tensor, bits: int | None, channels: Channels | None = None, host: HostMemory | None = None
     ):
         self._dtype, self._heads, self._bits, self._host = rows.dtype, rows.shape[2:], bits, host
-        self._kept = Copied([])
+        self._kept, self._recent = Copied([]), None
         self.keep([self.coded(piece, channels) for piece in pieces(rows)], channels)
 
     @property
@@ -91,47 +91,55 @@ class Rows:
     def keep(self, pieces: list[list[Tensor]], channels: Channels | None) -> None:
         """Take in all rows, coded piece by piece."""
         parts = pieces[0] if len(pieces) == 1 else [torch.cat(part, dim=1) for part in zip(*pieces, strict=True)]
-        self._kept = Copied(parts) if self._host is None else self._host.take(parts, self._kept.tensors)
+        if self._host is None:
+            self._kept = Copied(parts)
+        else:
+            self._kept, self._recent = self._host.take(parts, self._kept.tensors), parts
         self._channels = channels
+
+    def settle(self) -> None:
+        """Let go of what :meth:`keep` left on the device, where rows are kept on the host."""
+        self._recent = None
 
     def renew(self, slots: Tensor, rows: Tensor, fetched: list[Tensor]) -> None:
         """Take in rows ``[B, K, heads, head_dim]`` of some slots ``[K]``, also in what was fetched before."""
         for here, part in zip(fetched, self.coded(rows, self._channels), strict=True):
             _put(here, slots, part)
         if fetched[0] is not self._kept.tensors[0]:  # all of it goes back: to pick rows out would keep the host busy
-            self._kept = self._host.take(fetched, self._kept.tensors)
+            self._kept, self._recent = self._host.take(fetched, self._kept.tensors), None
 
     def fetch(self, device: torch.device) -> list[Tensor]:
         """What is kept, on a device; without waiting where it comes from pinned memory."""
-        return self._kept.tensors if self._host is None else self._host.bring(self._kept, device)
+        if self._host is None:
+            return self._kept.tensors
+        return self._host.bring(self._kept, device) if self._recent is None else self._recent
 
     def get(self, fetched: list[Tensor], slots: Tensor | slice = _ALL) -> Tensor:
         """The rows of some slots, from what was fetched (not to be written to)."""
-        return self.measured(self.spreads(fetched, slots)) if self.packed else fetched[0][:, slots]
+        if not self.packed:
+            return fetched[0][:, slots]
+        return self.measured(total([self.levels(fetched, slots)], self._dtype))
 
-    def spreads(
-        self, fetched: list[Tensor], slots: Tensor | slice = _ALL, factor: Tensor | None = None,
-        onto: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Packed rows of some slots as so many spreads from the centre, ``[B, K, groups, channels]``.
+    def levels(self, fetched: list[Tensor], slots: Tensor | slice = _ALL, factor: Tensor | float = 1.0) -> Levels:
+        """Packed rows of some slots, times a factor ``[K, 1, 1]``, as so many spreads from the centre."""
+        codes = _joined([plane[:, slots] for plane in fetched[:-1]], self._bits)
+        return Levels(codes, fetched[-1][:, slots].float() * factor, (2**self._bits - 1) / 2)
+
+    def measured(self, spreads: Tensor, onto: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """Rows of so many spreads from the centre, ``[B, K, heads, head_dim]``.
 
         Args:
-            factor: of the rows, ``[K, 1, 1]``. onto: what they are added to, in place.
+            spreads: from :func:`total`; taken to pieces. onto: rows they are added to. out: where to write.
         """
-        codes = _joined([plane[:, slots] for plane in fetched[:-1]], self._bits)
-        levels = codes.to(self._dtype).sub_((2**self._bits - 1) / 2)  # which the model's dtype holds exactly
-        steps = fetched[-1][:, slots]
-        steps = (steps if factor is None else steps * factor).to(self._dtype)
-        return levels.mul_(steps) if onto is None else onto.addcmul_(levels, steps)
-
-    def measured(self, spreads: Tensor, onto: Tensor | None = None) -> Tensor:
-        """Rows of so many spreads from the centre, ``[B, K, heads, head_dim]``; added to ``onto``."""
         spread, centre = self._channels.spread.to(self._dtype), self._channels.centre
-        if onto is None:
-            rows = spreads.mul_(spread) if centre is None else torch.addcmul(centre.to(self._dtype), spreads, spread)
+        start = centre if onto is None else _grouped(onto)
+        out = spreads if out is None else _grouped(out)
+        if start is None:
+            rows = torch.mul(spreads, spread, out=out)
         else:
-            rows = torch.addcmul(_grouped(onto), spreads, spread)
-            rows = rows if centre is None else rows.add_(centre.to(self._dtype))
+            rows = torch.addcmul(start.to(self._dtype), spreads, spread, out=out)
+        if onto is not None and centre is not None:
+            rows.add_(centre.to(self._dtype))
         return rows.flatten(2).unflatten(2, self._heads)
 
     def rounding(self, fetched: list[Tensor], slots: Tensor | slice = _ALL) -> Tensor | None:
@@ -141,6 +149,26 @@ class Rows:
             return None
         units = self._channels.spread.square().mean(dim=3, keepdim=True)
         return (fetched[-1][:, slots].float().square() * units).mean(dim=2, keepdim=True) / 12
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Numbers ``(codes - middle) * steps``: codes uint8 ``[B, K, groups, channels]``, steps float32 ``[B, K, groups,
+    1]``."""
+
+    codes: Tensor
+    steps: Tensor
+    middle: float
+
+
+def total(levels: list[Levels], dtype: torch.dtype) -> Tensor:
+    """Their sum, ``[B, K, groups, channels]``, in one pass over the codes of each."""
+    first, *rest = levels
+    numbers = torch.empty(first.codes.shape, dtype=dtype, device=first.codes.device)
+    torch.addcmul(-sum(each.steps * each.middle for each in levels), first.codes, first.steps, out=numbers)
+    for each in rest:
+        numbers.addcmul_(each.codes, each.steps)
+    return numbers
 
 
 def pieces(rows: Tensor) -> tuple[Tensor, ...]:
@@ -170,10 +198,18 @@ def _planes(codes: Tensor, bits: int) -> list[Tensor]:
 def _joined(planes: list[Tensor], bits: int) -> Tensor:
     codes = None
     for width, plane in zip(_widths(bits), planes, strict=True):
-        part = plane
-        if width < 8:
-            part = torch.cat([(plane >> (width * i)) & (2**width - 1) for i in range(8 // width)], dim=-1)
-        codes = part if codes is None else (codes << width) | part
+        part = plane if width == 8 else _unpacked(plane, width)
+        codes = part if codes is None else torch.add(part, codes, alpha=2**width)
+    return codes
+
+
+def _unpacked(plane: Tensor, width: int) -> Tensor:
+    """Pieces of 4 or 2 bits, each in a byte, written where they belong."""
+    codes = plane.new_empty(*plane.shape[:-1], plane.shape[-1] * (8 // width))
+    *low, high = codes.chunk(8 // width, dim=-1)
+    for i, piece in enumerate(low):
+        torch.bitwise_and(plane >> (width * i) if i else plane, 2**width - 1, out=piece)
+    torch.bitwise_right_shift(plane, 8 - width, out=high)
     return codes
 
 

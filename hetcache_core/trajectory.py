@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .extrapolation import bend_factor, derivatives
 from .offload import HostMemory
-from .packed import Channels, Rows, pieces
+from .packed import Channels, Rows, pieces, total
 
 FADE = 2.0  # as of predictions
 Fetched = list[list[Tensor]]
@@ -35,7 +35,7 @@ class Trajectory:
         turn_bits: int | None = None,
         host: HostMemory | None = None,
     ):
-        self._packed = bits is not None or turn_bits is not None
+        self._packed, self._dtype = bits is not None or turn_bits is not None, rows.dtype
         turns = self._measure(rows)
         self._values = Rows(rows, bits, self._channels, host)
         self._turns = [Rows(torch.zeros_like(rows), turn_bits, turns, host) for _ in range(order)]
@@ -54,9 +54,15 @@ class Trajectory:
         """What is kept, on a device; without waiting where it comes from pinned memory."""
         return [rows.fetch(device) for rows in (self._values, *self._turns)]
 
-    def record(self, position: float, rows: Tensor) -> None:
-        """Take in all rows, computed anew."""
-        fetched, turns = self.fetch(rows.device) if self._turns else [], self._measure(rows)
+    def settle(self) -> None:
+        """Let go of what is on the device, where it is kept on the host: what was recorded last stays until then."""
+        for rows in (self._values, *self._turns):
+            rows.settle()
+
+    def record(self, position: float, rows: Tensor, fetched: Fetched | None = None) -> None:
+        """Take in all rows, computed anew; ``fetched`` is from :meth:`fetch`."""
+        turns = self._measure(rows)
+        fetched = self.fetch(rows.device) if self._turns and fetched is None else fetched
         kept = [(self._values, self._channels, []), *((turn, turns, []) for turn in self._turns)]
         start = 0
         for piece in pieces(rows):
@@ -87,30 +93,33 @@ class Trajectory:
         damping: float | Tensor = 1.0,
         fetched: Fetched | None = None,
         slots: Tensor | slice = slice(None),
+        out: Tensor | None = None,
     ) -> Tensor:
         """Rows as they are expected at a position, ``[B, M, heads, head_dim]`` (not to be written to).
 
         Args:
-            damping: factor on slope and bend. fetched: from :meth:`fetch`. slots: of the rows wanted.
+            damping: factor on slope and bend. fetched: from :meth:`fetch`. slots: of the rows wanted. out: where to
+                write them.
         """
         turns = () if position == self._recorded_at else self._turns  # all rows are as old as that at most
         if fetched is None:
             fetched = [rows.fetch(self._computed_at.device) for rows in (self._values, *turns)]
         age = _columns(position - self._computed_at[slots])
         factors = [damping * age, damping * bend_factor(age, _columns(self._span[slots]), FADE)]
-        spreads = self._values.spreads(fetched[0], slots) if self._values.packed else None
-        for turn, factor, here in zip(turns, factors, fetched[1:], strict=False):
-            if turn.packed:
-                spreads = turn.spreads(here, slots, factor, spreads)
+        turns = list(zip(turns, fetched[1:], factors, strict=False))
+        packed, plain = ([t for t in turns if t[0].packed is which] for which in (True, False))
+        levels = [turn.levels(here, slots, factor) for turn, here, factor in packed]
         if self._values.packed:
-            rows = self._values.measured(spreads)
+            rows, levels = None, [self._values.levels(fetched[0], slots), *levels]
         else:
             rows = self._values.get(fetched[0], slots)
-            rows = rows if spreads is None else turns[0].measured(spreads, rows)
-        for turn, factor, here in zip(turns, factors, fetched[1:], strict=False):
-            if not turn.packed:
-                rows = torch.addcmul(rows, turn.get(here, slots), factor.to(rows.dtype))
-        return rows
+        if levels:
+            measures = self._values if self._values.packed else packed[0][0]
+            measured = measures.measured(total(levels, self._dtype), rows, out)
+            rows = measured if out is None else out
+        for turn, here, factor in plain:
+            rows = torch.addcmul(rows, turn.get(here, slots), factor.to(rows.dtype), out=out)
+        return rows if out is None or levels or plain else out.copy_(rows)
 
     def _turned(self, position: float, rows: Tensor, slots: Tensor | slice, fetched: Fetched) -> tuple[Tensor, ...]:
         """Slope and bend of some slots after their rows were computed anew; renews their spans."""

@@ -101,8 +101,8 @@ class PolicySettings(io.ComfyNode):
                                       "hetcache: the HetCache paper's way, which decides while sampling by thresholds "
                                       "and takes no target speed. profilingdit: the ProfilingDiT paper's: it computes "
                                       "everything every few steps and only some of the model's blocks between. "
-                                      "mixcache: the MixCache paper's: while sampling it reuses steps, guidance "
-                                      "or blocks, whichever harms least. off: no caching.",
+                                      "mixcache: the MixCache paper's, with our forecasts: while sampling it "
+                                      "reuses steps, guidance or blocks, whichever harms least. off: no caching.",
                                       options=[io.DynamicCombo.Option(*option) for option in _methods().items()]),
                 _whole("warmup", 100, "Steps computed in full at the start, where the picture takes shape."),
                 _whole("cooldown", 100, "Steps computed in full at the end; they mend the seam around the mask."),

@@ -37,6 +37,10 @@ class Module:
     def current_stream(self, device=None):
         return Stream.current
 
+    def synchronize(self, device=None):
+        for line in Races.current.streams:
+            Races.current.host.wait(line.now())
+
     def is_initialized(self):
         return True
 
@@ -80,7 +84,7 @@ class OnCard(torch.Tensor):
         return self.inner.tolist()
 
     def record_stream(self, stream):
-        Races.current.told(self)
+        Races.current.told(self, stream)
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
@@ -125,16 +129,15 @@ class Card(TorchDispatchMode):
                 return answer
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         waits = self.waits.total()
-        here, first = self._on_card(function, args, kwargs), function._schema.arguments[:1]
-        writes = bool(first and first[0].alias_info is not None and first[0].alias_info.is_write)
+        here, writes = self._on_card(function, args, kwargs), _written(function, args, kwargs)
         line = Stream.current if here or any(isinstance(t, OnCard) for t in given) else self.races.host
-        self.races.begin(line, given, args[:1] if writes else ())
+        self.races.begin(line, given, writes)
         answer = function(*tree_map(_inner, args), **tree_map(_inner, kwargs))
         if not writes:
             answer = self._made(line, answer, given, here)
         if self.waits.total() > waits:
             self.races.host.wait(line.now())
-        return args[0] if writes else answer
+        return writes[0] if writes else answer
 
     def _made(self, line: Line, answer, given, here: bool):
         """An operation's answer, on the card where it belongs; views of what was given are nothing new."""
@@ -142,8 +145,9 @@ class Card(TorchDispatchMode):
         answer = self.put(answer) if here else answer
         for new in tree_leaves(answer):
             if isinstance(new, torch.Tensor) and _inner(new).untyped_storage().data_ptr() not in old:
-                self.races.made(line, new)
+                self.races.made(line, new, self._pins)
         return answer
+
     def _on_card(self, function, args, kwargs) -> bool:
         """Whether an operation's answer lies on the card; ``kwargs`` are made fit for the CPU.
 
@@ -162,15 +166,24 @@ class Card(TorchDispatchMode):
         if kwargs.get("device") is not None:
             here = torch.device(kwargs["device"]).type == NAME
             kwargs["device"] = torch.device("cpu")
-        kwargs.pop("pin_memory", None)
+        self._pins = kwargs.pop("pin_memory", False)
         name = function._schema.name.split("::")[1]
         late = kwargs.get("non_blocking") or (function is aten.copy_.default and args[2:] and args[2])
+        late = late and self.races.is_pinned(args[0])
         leaves = function in MOVES and card and not here and not late
         masked = any(isinstance(t, torch.Tensor) and t.dtype in (torch.bool, torch.uint8) for t in indices)
         brings = indices and (host or masked or (len(args) > 2 and args[2].ndim == 0))  # counts, or copies a number
         if (card and name in WAITS) or leaves or brings:
             self.waits[name] += 1
         return here
+
+
+def _written(function, args, kwargs) -> list[torch.Tensor]:
+    """What an operation writes to."""
+    arguments = function._schema.arguments
+    named = {**dict(zip((a.name for a in arguments), args, strict=False)), **kwargs}
+    writes = (a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write)
+    return [t for name in writes for t in tree_leaves(named.get(name)) if isinstance(t, torch.Tensor)]
 
 
 def _inner(value):

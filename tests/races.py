@@ -97,8 +97,9 @@ class Races:
         self.streams = {Stream.current}  # that did something
         self._written: dict[Place, tuple[Line, int]] = {}
         self._read: dict[Place, dict[Line, int]] = {}
-        self._owner: dict[Place, tuple[Line, list[bool]]] = {}  # and whether another stream's use was told
-        self._foreign: list[tuple[list[bool], str]] = []
+        self._owner: dict[Place, tuple[Line, set[Line]]] = {}  # and other streams whose use was told
+        self._foreign: list[tuple[Line, set[Line], str]] = []
+        self._pinned: set[Place] = set()
         Races.current = self
 
     def begin(self, line: Line, reads: Iterable[torch.Tensor], writes: Iterable[torch.Tensor]) -> None:
@@ -116,9 +117,9 @@ class Races:
             writer, time = self._written.get(place, (line, 0))
             if not line.knows(writer, time):
                 raise RuntimeError(f"{line.name} uses what {writer.name} may not have written yet")
-            owner, told = self._owner.get(place, (line, [True]))
+            owner, told = self._owner.get(place, (line, set()))
             if owner is not line and line is not self.host:
-                self._foreign.append((told, f"{line.name} uses memory of {owner.name}"))
+                self._foreign.append((line, told, f"{line.name} uses memory of {owner.name}"))
             if place not in writes:
                 self._read.setdefault(place, {})[line] = line.time
         for place in writes:
@@ -127,23 +128,27 @@ class Races:
                     raise RuntimeError(f"{line.name} overwrites what {reader.name} may not have read yet")
             self._written[place] = line, line.time
 
-    def made(self, line: Line, tensor: torch.Tensor) -> None:
-        """A new tensor, written by an operation."""
+    def made(self, line: Line, tensor: torch.Tensor, pinned: bool) -> None:
+        """A new tensor, written by an operation, in page-locked memory or not."""
         place = _place(tensor)
         self._written[place] = line, line.time
         self._read.pop(place, None)
         if place[0]:
-            self._owner[place] = line, [False]
+            self._owner[place] = line, set()
+        (self._pinned.add if pinned else self._pinned.discard)(place)
 
-    def told(self, tensor: torch.Tensor) -> None:
+    def is_pinned(self, tensor: torch.Tensor) -> bool:
+        return _place(tensor) in self._pinned
+
+    def told(self, tensor: torch.Tensor, line: Line) -> None:
         """`record_stream`."""
         if (owner := self._owner.get(_place(tensor))) is not None:
-            owner[1][0] = True
+            owner[1].add(line)
 
     @property
     def untold(self) -> set[str]:
         """Uses of another stream's memory that nobody was told of."""
-        return {what for told, what in self._foreign if not told[0]}
+        return {what for line, told, what in self._foreign if line not in told}
 
 
 def _place(tensor: torch.Tensor) -> Place:

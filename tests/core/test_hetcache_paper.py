@@ -60,9 +60,10 @@ def watched_run(policy=PAPER, steps=24, **changes):
         engine.evaluate(evaluation, ("cond",), torch.zeros(1, 16, T, H, W), compute)
         memory = engine.partials.memory
         kept = {layer: keys for layer, (keys, _) in memory._layers.items()} if memory else {}
-        fetched = {layer: keys.fetch(("cond",), base.device) for layer, keys in kept.items()}
-        now = {layer: kept[layer].expected(("cond",), evaluation, 0.0, fetched[layer])["cond"] for layer in kept}
-        remembered.append({layer: keys.clone() for layer, keys in now.items()})
+        now = {layer: torch.empty(1, len(engine.partials.memory.remembered.indices), 2, 128) for layer in kept}
+        for layer, keys in kept.items():
+            keys.expect({"cond": now[layer]}, evaluation, 0.0, keys.fetch(("cond",), base.device))
+        remembered.append(now)
     return engine, calls, remembered
 
 

@@ -22,11 +22,15 @@ def filled(tier, at=(0, 4)):
     return memory
 
 
+def expected(memory, streams, position):
+    rows = {stream: torch.full(SHAPE, torch.nan) for stream in streams}
+    memory.expect(rows, position, 1.0, memory.fetch(streams, CPU))
+    return rows
+
+
 def error(memory, stream, position):
-    streams = (stream,)
-    expected = memory.expected(streams, position, 1.0, memory.fetch(streams, CPU))[stream]
     truth = moving(stream, position)
-    return float((expected - truth).norm() / truth.norm())
+    return float((expected(memory, (stream,), position)[stream] - truth).norm() / truth.norm())
 
 
 def test_a_difference_moves_with_the_stream_it_is_from():
@@ -40,9 +44,9 @@ def test_renewed_differences_are_from_what_is_kept_of_the_first():
     streams = ("uncond", "cond")  # in any order
     fresh = {stream: moving(stream, 6)[:, slots] + 1 for stream in streams}
     memory.renew(fresh, 6, 1.0, slots, memory.fetch(streams, CPU))
-    expected = memory.expected(streams, 6, 1.0, memory.fetch(streams, CPU))
+    rows = expected(memory, streams, 6)
     for stream in streams:
-        torch.testing.assert_close(expected[stream][:, slots], fresh[stream], rtol=0, atol=0.15)
+        torch.testing.assert_close(rows[stream][:, slots], fresh[stream], rtol=0, atol=0.15)
 
 
 def test_a_stream_renewed_alone_leans_on_where_the_first_is_expected():
@@ -55,8 +59,7 @@ def test_a_stream_renewed_alone_leans_on_where_the_first_is_expected():
 def test_one_trajectory_may_serve_all():
     memory = filled(MemoryTier(apart_bits=0))
     assert memory.has("cond") and memory.has("uncond") and not memory.has("another")
-    expected = memory.expected(("uncond",), 8, 1.0, memory.fetch(("uncond",), CPU))
-    torch.testing.assert_close(expected["uncond"], moving("cond", 8))
+    torch.testing.assert_close(expected(memory, ("uncond",), 8)["uncond"], moving("cond", 8))
     memory.renew({"uncond": START[:, :1]}, 8, 1.0, torch.tensor([0]), memory.fetch(("uncond",), CPU))
     assert error(memory, "cond", 8) < 1e-6
 

@@ -104,16 +104,6 @@ def test_batched_streams_equal_separate_ones(classes, tier, names):
         picked = torch.cat([classes.edited, classes.context[-6:]]).sort().values
 
 
-@pytest.mark.parametrize("offload", [True, False])
-def test_page_locked_memory_is_given_back_once(classes, monkeypatch, offload):
-    released = []
-    monkeypatch.setattr("hetcache_core.memory.release_host_memory", lambda: released.append(True))
-    memory = filled(classes, MemoryTier(offload=offload))
-    memory.clear()
-    memory.clear()
-    assert released == [True] * offload
-
-
 def test_offload_on_a_host_without_cuda_is_plain_memory(classes):
     memory = filled(classes, MemoryTier(offload=True))
     memory.select(classes.edited)

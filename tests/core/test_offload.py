@@ -13,4 +13,4 @@ def test_what_is_on_the_host_already_is_kept_as_it_is():
     copied = host.take(parts)
     assert copied.tensors is parts and copied.bytes == 20
     assert all(a is b for a, b in zip(host.bring(copied, torch.device("cpu")), parts, strict=True))
-    assert host.ahead(torch.device("cpu"), lambda: parts) is None
+    assert host.fetch_ahead(torch.device("cpu"), lambda: parts) is None

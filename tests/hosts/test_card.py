@@ -7,7 +7,7 @@ pytest.importorskip("diffusers", reason="the diffusers host needs diffusers")
 
 import diffusers
 
-from hetcache_core import CachePolicy, attention
+from hetcache_core import CachePolicy, attention, offload
 from hetcache_core.attention import KeyWeights, attend
 from hetcache_core.hosts import diffusers as host
 from hetcache_core.progress import snapshot, token_map
@@ -85,6 +85,16 @@ def test_a_run_on_a_card_is_the_run_on_the_host(on_host, on_card, policy):
     assert relative(result, expected) < 1e-3
     assert card.races.untold == set()
     assert len(card.races.streams) == (3 if policy.memory_offload else 1)  # computing, copies out, copies in
+
+
+def test_page_locked_memory_is_given_back_once_a_run(on_card, monkeypatch):
+    released = []
+    monkeypatch.setattr(offload, "release_host_memory", lambda: released.append(True))
+    for name, times in (("in host memory", 1), ("packed", 0)):
+        with torch.inference_mode(), Card():
+            run(on_card, POLICIES[name], NAME)
+        assert released == [True] * times
+        released.clear()
 
 
 @pytest.mark.parametrize("forgotten", ["wait_stream", "wait_event", "record_stream"])
