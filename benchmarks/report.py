@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks import forecasts, real_size, tiers
+from benchmarks import forecasts, real_size, tiers, traffic
 from benchmarks.kinds import OPTIMIST
 from benchmarks.overview import by_speed, made_on, overview, titled
 from benchmarks.rivals.methods import METHODS
@@ -169,7 +169,7 @@ def sections() -> dict[Path, str]:
     front += [overview(benched)] if benched else []
     behind = [bench_table(result) for result in benched]
     tables = (
-        ("tiers", tiers.front, front), ("tiers", tiers.table, behind),
+        ("tiers", tiers.front, front), ("tiers", tiers.table, behind), ("traffic", traffic.table, behind),
         ("real-size", real_size.table, front), ("comfyui", comfyui_table, behind), ("panel", panel_table, front),
         ("costs", costs_table, behind), ("forecasts", forecasts.table, behind), ("kinds", kinds_table, behind),
     )  # fmt: skip

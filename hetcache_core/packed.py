@@ -80,13 +80,14 @@ class Rows:
         """Rows as they are kept."""
         if not self.packed:
             return [rows]
-        rows = _grouped(rows).float()
-        rows = (rows if channels.centre is None else rows - channels.centre) / channels.spread
+        rows, spread, centre = _grouped(rows), channels.spread, channels.centre
+        rows = rows / spread if centre is None else torch.addcmul(-centre / spread, rows, 1 / spread)
         half = (2**self._bits - 1) / 2
-        largest, usual = rows.abs().amax(dim=3, keepdim=True), rows.square().mean(dim=3, keepdim=True).sqrt()
-        steps = torch.minimum(largest / half, WIDEST[self._bits] * usual).to(STEP)
-        codes = rows.div_(steps.float().clamp_min(1e-30)).add_(half).round_().clamp_(0, 2 * half).to(torch.uint8)
-        return [*_planes(codes, self._bits), steps]
+        largest, length = (torch.linalg.vector_norm(rows, order, dim=3, keepdim=True) for order in (math.inf, 2))
+        steps = torch.minimum(largest / half, length * (WIDEST[self._bits] / math.sqrt(rows.shape[3]))).to(STEP)
+        middle = rows.new_full((), half + 0.5)  # a half on top: bytes round down
+        codes = torch.addcmul(middle, rows, 1 / steps.float().clamp_min(1e-30), out=rows)
+        return [*_planes(codes.clamp_(0, 2 * half + 0.5).to(torch.uint8), self._bits), steps]
 
     def keep(self, pieces: list[list[Tensor]], channels: Channels | None) -> None:
         """Take in all rows, coded piece by piece."""
@@ -120,10 +121,11 @@ class Rows:
             return fetched[0][:, slots]
         return self.measured(total([self.levels(fetched, slots)], self._dtype))
 
-    def levels(self, fetched: list[Tensor], slots: Tensor | slice = _ALL, factor: Tensor | float = 1.0) -> Levels:
+    def levels(self, fetched: list[Tensor], slots: Tensor | slice = _ALL, factor: Tensor | None = None) -> Levels:
         """Packed rows of some slots, times a factor ``[K, 1, 1]``, as so many spreads from the centre."""
         codes = _joined([plane[:, slots] for plane in fetched[:-1]], self._bits)
-        return Levels(codes, fetched[-1][:, slots].float() * factor, (2**self._bits - 1) / 2)
+        steps = fetched[-1][:, slots].float()
+        return Levels(codes, steps if factor is None else steps * factor, (2**self._bits - 1) / 2)
 
     def measured(self, spreads: Tensor, onto: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """Rows of so many spreads from the centre, ``[B, K, heads, head_dim]``.
@@ -190,8 +192,11 @@ def _planes(codes: Tensor, bits: int) -> list[Tensor]:
     planes, rest = [], bits
     for width in _widths(bits):
         rest -= width
-        pieces = ((codes >> rest) & (2**width - 1)).chunk(8 // width, dim=-1)
-        planes.append(sum(piece << (width * i) for i, piece in enumerate(pieces)))
+        part = codes >> rest if rest else codes
+        plane, *others = (part & (2**width - 1) if width < 8 else part).chunk(8 // width, dim=-1)
+        for i, piece in enumerate(others, start=1):
+            plane = torch.add(plane, piece, alpha=2 ** (width * i))
+        planes.append(plane)
     return planes
 
 
