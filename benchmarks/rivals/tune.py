@@ -5,7 +5,8 @@
 Each rival tries its knobs on the tuning clips of a setting's family (the same steps, cfg and sampler; masks of 20% that
 move; for crop-and-stitch still ones of the setting's size). Of those at least as fast as the budget (97% of it, median
 over the clips) the one closest to the full edit on the masked tokens is kept in `benchmarks/rivals/settings.json`, or
-the fastest where none reaches it. Held-out clips are then reported with it.
+the fastest where none reaches it. Crop-and-stitch takes as many steps as fit, so that all its knobs count as reaching a
+budget: what noise there is in their times chooses none. Held-out clips are then reported with it.
 """
 
 from __future__ import annotations
@@ -101,7 +102,8 @@ def best(rows: list[dict], speed: float) -> dict | None:
     ]
     most = max((len(mine) for mine in by_knobs.values()), default=0)
     means = [m for m, mine in zip(means, by_knobs.values(), strict=True) if len(mine) == most]
-    reach = [m for m in means if m["speed"] >= FITS * speed]
+    fitted = any("budget" in row for row in rows)
+    reach = [m for m in means if fitted or m["speed"] >= FITS * speed]
     if reach:
         return max(reach, key=lambda m: m["db"])
     return {**max(means, key=lambda m: m["speed"]), "reached": False} if means else None

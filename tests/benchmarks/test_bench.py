@@ -135,6 +135,11 @@ def test_the_best_knobs_are_the_closest_of_those_fast_enough():
     assert tune.best(rows, 4.0) == {"knobs": {"threshold": 2}, "speed": 2.55, "db": 38, "reached": False}
 
 
+def test_where_steps_fit_the_budget_the_noise_of_times_chooses_nothing():
+    rows = [trial(1, 0, 1.5, 50, budget=2.0), trial(2, 0, 2.5, 30, budget=2.0), trial(2, 0, 3.0, 60, budget=3.0)]
+    assert tune.best(rows, 2.0) == {"knobs": {"threshold": 1}, "speed": 1.5, "db": 50}
+
+
 def test_knobs_tried_on_some_clips_only_do_not_count():
     rows = [trial(1, 0, 3, 40), trial(1, 1, 3, 40), trial(2, 0, 3, 60)]
     assert tune.best(rows, 2.0)["knobs"] == {"threshold": 1}
