@@ -28,7 +28,7 @@ HEADS, WIDTH, GRID = 12, 128, (5, 30, 30)  # of Wan2.1-VACE 1.3B; fewer tokens t
 SIDE = 13  # of the square edit: a fifth of the tokens
 RENEWED = 7  # every so-many-th remembered token is computed anew
 ALLOCATES = ("empty", "new_empty", "empty_like")
-PART = {"index_copy_": 3, "copy_": 1, "index_select": None}  # argument that is as large as what moves; None: the result
+PART = {"index_copy_": 3, "copy_": 1, "index_select": None, "index": None}  # argument that moves; None: the result
 STREAMS = ("cond", "uncond")
 
 

@@ -40,9 +40,9 @@ class Apart:
         """As of :class:`Trajectory`."""
         self._rows.settle()
 
-    def record(self, position: float, rows: Tensor, fetched: list[list[Tensor]] | None = None) -> None:
-        """Take in all rows, computed anew."""
-        difference = rows - self._first.at(position)
+    def record(self, position: float, rows: Tensor, first: list[list[Tensor]] | None = None) -> None:
+        """Take in all rows, computed anew; ``first`` is what the first one's :meth:`Trajectory.fetch` gave."""
+        difference = rows - self._first.at(position, fetched=first)
         self._channels = Channels.of(difference)
         self._rows.keep([self._rows.coded(piece, self._channels) for piece in pieces(difference)], self._channels)
 
@@ -91,10 +91,11 @@ class LayerMemory:
 
         Args:
             chosen: indices of the rows that are kept ``[M]``, None where all given are.
-            fetched: what :meth:`fetch` gave of streams with a trajectory, to save fetching it now.
+            fetched: what :meth:`fetch` gave, to save fetching it now.
         """
         if not self._kept and self._first not in rows:
             self._first = next(iter(rows))
+        known = dict(fetched or {})
         for stream in sorted(rows, key=self._leads, reverse=True):
             if not self._leads(stream) and self._recorded.get(stream, -1) > self._recorded[self._first]:
                 self._kept.clear()  # the leading one has left the run
@@ -102,7 +103,8 @@ class LayerMemory:
                 self._first = stream
             if self._leads(stream) or self._tier.apart_bits:
                 taken = rows[stream] if chosen is None else rows[stream].index_select(1, chosen)
-                self._record(stream, taken, position, (fetched or {}).get(stream))
+                self._record(stream, taken, position, known.get(stream if self._leads(stream) else self._first))
+            known.pop(stream, None)  # it is what it was before
             self._recorded[stream] = position
         for kept in self._kept.values():
             kept.settle()

@@ -91,6 +91,7 @@ class ContextMemory:
         self._kept.update([s for s in streams if s not in self._kept][:room])
         if not self._kept.intersection(streams):
             return
+        key, value = key.detach(), value.detach()  # a loop of one's own may have gradients on
         before = (() if self.tier.apart_bits is not None else streams) if self.tier.order else None
         fetched = self._fetched(layer, before, key.device)
         kept = self._layers.setdefault(layer, tuple(LayerMemory(self.tier, self.leading, self._host) for _ in range(2)))
@@ -129,6 +130,7 @@ class ContextMemory:
         """
         if not len(self.remembered.indices):
             return key, value
+        key, value = key.detach(), value.detach()
         joined, now = [], (self._position, self._damping)
         layers, fetched = self._layers[layer], self._fetched(layer, streams, key.device)
         for kept, rows, here in zip(layers, (key, value), fetched, strict=True):

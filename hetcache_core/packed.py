@@ -81,7 +81,7 @@ class Rows:
         if not self.packed:
             return [rows]
         rows, spread, centre = _grouped(rows), channels.spread, channels.centre
-        rows = rows / spread if centre is None else torch.addcmul(-centre / spread, rows, 1 / spread)
+        rows = rows / spread if centre is None else (rows - centre).div_(spread)
         half = (2**self._bits - 1) / 2
         largest, length = (torch.linalg.vector_norm(rows, order, dim=3, keepdim=True) for order in (math.inf, 2))
         steps = torch.minimum(largest / half, length * (WIDEST[self._bits] / math.sqrt(rows.shape[3]))).to(STEP)

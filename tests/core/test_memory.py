@@ -113,6 +113,18 @@ def test_offload_on_a_host_without_cuda_is_plain_memory(classes):
     assert torch.equal(memory.join(0, ("cond",), *fresh)[0], plain.join(0, ("cond",), *fresh)[0])
 
 
+@pytest.mark.parametrize("tier", [MemoryTier(), MemoryTier(bits=6, turn_bits=2, apart_bits=2)], ids=str)
+def test_gradients_may_be_on(classes, tier):
+    memory = ContextMemory(remember(classes, 1.0), 72, 1, tier)
+    for position in (0, 1):
+        memory.begin(position)
+        memory.capture(0, ("cond", "uncond"), *(t.requires_grad_() for t in rows(72, position, batch=2)))
+    memory.begin(2)
+    memory.select(torch.cat([classes.edited, classes.context[:5]]).sort().values)
+    key, value = memory.join(0, ("cond", "uncond"), *(t.requires_grad_() for t in rows(len(memory._slots), 2, batch=2)))
+    assert not key.requires_grad and key.isfinite().all() and value.isfinite().all()
+
+
 def test_thinned_memory_weighs_its_keys(classes):
     memory = filled(classes, MemoryTier(0.25))
     memory.select(classes.edited)

@@ -11,9 +11,9 @@ from hetcache_core import CachePolicy, attention, offload
 from hetcache_core.attention import KeyWeights, attend
 from hetcache_core.hosts import diffusers as host
 from hetcache_core.progress import snapshot, token_map
-from tests.card import NAME, WHY_NOT, Card, OnCard
+from tests.card import DEVICE, NAME, WHY_NOT, Card, OnCard
 from tests.hosts.small_wan import SMALL, H, T, W, control, noise, prompts, randomised, relative
-from tests.races import Stream
+from tests.races import Event, Stream
 
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 STEPS = 9
@@ -85,6 +85,16 @@ def test_a_run_on_a_card_is_the_run_on_the_host(on_host, on_card, policy):
     assert relative(result, expected) < 1e-3
     assert card.races.untold == set()
     assert len(card.races.streams) == (3 if policy.memory_offload else 1)  # computing, copies out, copies in
+
+
+def test_the_host_stays_two_layers_ahead(monkeypatch):
+    waited, host_memory, begun = [], offload.HostMemory(), []
+    monkeypatch.setattr(Event, "synchronize", lambda event: waited.append(event))
+    with Card():
+        for _ in range(5):
+            host_memory.pace(DEVICE)
+            begun.append(host_memory._layers[-1])
+    assert waited == begun[:-2]
 
 
 def test_page_locked_memory_is_given_back_once_a_run(on_card, monkeypatch):
