@@ -20,7 +20,7 @@ bench: $(VENV)/ready-bench
 	@$(RUN) -m benchmarks.bench $(ARGS)
 
 bench-quick: $(VENV)/ready-bench
-	@$(RUN) -m benchmarks.bench --quick --workers 2 --out out/bench-quick $(ARGS)
+	@$(RUN) -m benchmarks.bench --quick --anew --workers 2 --out out/bench-quick $(ARGS)
 
 clean:
 	rm -rf $(VENV) out

@@ -9,8 +9,8 @@ A *setting* (host, steps, cfg, mask, sampler, frames, size; `benchmarks.settings
 compared with that edit in the mask, in the ring around it, outside, and overall. Speeds are against full evaluations
 timed in the same run; for fewer steps the ratio of the steps, for crop-and-stitch and inside ComfyUI against the
 clip's full run. Rivals use the knobs that `benchmarks.rivals.tune` chose on other clips for each time budget. A run
-that was stopped goes on where it was; rows made with other knobs are made anew. A row's ``machine`` says which of the
-file's ``machines`` (versions, commit) it was made on.
+that was stopped goes on where it was; rows made with other knobs are made anew, with `--anew` also those of another
+machine, version or commit. A row's ``machine`` says which of the file's ``machines`` (versions, commit) it was made on.
 """
 
 from __future__ import annotations
@@ -103,8 +103,10 @@ def _key(row: dict) -> tuple:
     return row["clip"], row["name"], row["wanted"]
 
 
-def bench(setting: Setting, clips: int, names: list[str] | None, workers: int, folder: Path) -> dict:
-    """Fill a setting's file; returns its contents."""
+def bench(
+    setting: Setting, clips: int, names: list[str] | None, workers: int, folder: Path, anew: bool = False
+) -> dict:
+    """Fill a setting's file; returns its contents. ``anew``: rows of other machines and commits are not enough."""
     path = folder / f"{setting.name}.json"
     wanted, missing = runs(setting, names)
     kept = json.loads(path.read_text()) if path.exists() else {"machines": [], "rows": []}
@@ -114,7 +116,8 @@ def bench(setting: Setting, clips: int, names: list[str] | None, workers: int, f
     result["summary"], result["rows"] = summarise(before), before
     for name, reason in missing.items():
         print(f"{setting.name}: no {name}: {reason}", flush=True)
-    tasks = [(setting, index, todo) for index in setting.clips(clips) if (todo := lacking(before, index, wanted))]
+    mine = [row for row in before if machines[row["machine"]] == here] if anew else before
+    tasks = [(setting, index, todo) for index in setting.clips(clips) if (todo := lacking(mine, index, wanted))]
 
     def done(new: list[dict]) -> None:
         result["rows"] = merged(result["rows"], [{**row, "machine": machines.index(here)} for row in new])
@@ -135,6 +138,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=32)
     parser.add_argument("--workers", type=int, default=1, help="clips at a time, each in a process of one thread")
     parser.add_argument("--quick", action="store_true", help="two settings, two clips, the main methods")
+    parser.add_argument("--anew", action="store_true", help="also what another machine, version or commit measured")
     parser.add_argument("--list", action="store_true", help="only say what there is")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
@@ -145,7 +149,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     args.out.mkdir(parents=True, exist_ok=True)
     for setting in chosen(args.settings):
-        result = bench(setting, args.clips, args.methods, args.workers, args.out)
+        result = bench(setting, args.clips, args.methods, args.workers, args.out, args.anew)
         for entry in result["summary"]:
             ahead = entry.get("ours_ahead")
             gain = f"  ours {ahead['mean']:+.1f} +- {ahead['spread']:.1f} dB" if ahead else ""

@@ -4,16 +4,21 @@
 
 Costs do not depend on what a model has learned, so Wan2.1-VACE 1.3B and 14B are built with random weights on the GPU in
 bf16. For every mask and way of remembering context a short run with every kind of evaluation is timed by CUDA events;
-`--speeds` then times whole runs as the planner makes them, against full evaluations of the same run. What deciding and
-choosing context take is timed beside them. Without a GPU this runs too, on sizes as small as the machine.
+`--speeds` then times whole runs as the planner makes them. Both are set against the stock model's evaluations, which
+store no context, timed just before. What deciding and choosing context take is timed beside them. A run that was
+stopped, or had no more `--minutes`, goes on where it was. Without a GPU this runs too, on sizes as small as the
+machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import math
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +26,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanVACETransformer3DModel
 
 from benchmarks.machine import describe
+from benchmarks.rows import write
 from hetcache_core import CachePolicy
 from hetcache_core.costs import Costs, ModelShape
 from hetcache_core.device import Stopwatch
@@ -135,8 +141,14 @@ def loop(model, call: dict, policy: CachePolicy, steps: int, streams: int):
         return handle.stats
 
 
-def one(model, name: str, grid: tuple[int, int, int], call: dict, policy: CachePolicy) -> dict:
-    """Seconds of each kind of evaluation under a policy, beside what arithmetic says."""
+def stock(model, call: dict) -> float:
+    """Seconds of an evaluation that keeps nothing, after one that warms up."""
+    return loop(model, call, CachePolicy.preset("exact"), 4, 1).seconds_of("F")
+
+
+def one(model, name: str, grid: tuple[int, int, int], call: dict, policy: CachePolicy, plain: float) -> dict:
+    """Seconds of each kind of evaluation under a policy, beside the stock's and what arithmetic says; without a partial
+    evaluation where the engine had to give up, which ``warnings`` say."""
     cuda = call["hidden_states"].is_cuda
     if cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -154,17 +166,18 @@ def one(model, name: str, grid: tuple[int, int, int], call: dict, policy: CacheP
         edited = int(stats.classes.edited.numel())
         keys = edited + round(share * (tokens - edited))
     ideal = Costs.of(shape, tokens, stats.selected_tokens, keys, overhead=0.0).partial
-    full, partial, reuse = (stats.seconds_of(kind) for kind in "FPR")
+    full, partial, reuse = (stats.seconds_of(kind) or None for kind in "FPR")
     return {
         "context_memory": stats.tier,
         "tokens": tokens,
         "mask_fraction": stats.mask_fraction,
+        "ms_stock": 1e3 * plain,
         "ms_full": 1e3 * full,
-        "ms_partial": 1e3 * partial,
-        "ms_reuse": 1e3 * reuse,
-        "partial_over_full": partial / full,
+        "ms_partial": partial and 1e3 * partial,
+        "ms_reuse": reuse and 1e3 * reuse,
+        "partial_over_stock": partial and partial / plain,
         "ideal_partial_over_full": ideal,
-        "partial_over_ideal": partial / full / ideal,
+        "partial_over_ideal": partial and partial / plain / ideal,
         "context_mb": stats.peak_context_bytes / 2**20,
         "peak_gb": torch.cuda.max_memory_allocated() / 2**30 if cuda else None,
         **overheads.milliseconds(),
@@ -175,13 +188,14 @@ def one(model, name: str, grid: tuple[int, int, int], call: dict, policy: CacheP
     }
 
 
-def whole(model, call: dict, speed: float, steps: int) -> dict:
-    """A whole run with guidance at a target speed."""
+def whole(model, call: dict, speed: float, steps: int, plain: float) -> dict:
+    """A whole run with guidance at a target speed, beside the stock's."""
     stats = loop(model, call, CachePolicy(speed=speed, memory_budget_mb=65536), steps, 2)
     return {
         "target": speed,
         "predicted_speed": stats.predicted_speed,
-        "speed": stats.speed,
+        "speed": 2 * steps * plain / stats.seconds,
+        "speed_within_run": stats.speed,  # against its own full evaluations, which store context
         "seconds": stats.seconds,
         "decisions": stats.decisions,
         "context_memory": stats.tier,
@@ -195,18 +209,23 @@ def table(result: dict) -> list[str]:
     lines = [
         f"**Models of real size**, random weights ({result['machine']['device']}, {result['settings']['dtype']}):",
         "",
-        "| model | size | mask | context | full | partial | over ideal | reuse | deciding, selecting | choosing anew "
-        "| held | peak |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| model | size | mask | context | stock | full | partial | over ideal | reuse | deciding, selecting "
+        "| choosing anew | held | peak |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["evaluations"]:
         beside = sum(row[f"ms_{name}"] or 0.0 for name in ("decide", "select"))
         look = "" if row["ms_look"] is None else f"{row['ms_look']:.2f} ms"
         peak = "" if row["peak_gb"] is None else f"{row['peak_gb']:.1f} GB"
-        times = f"{row['ms_full']:.1f} ms | {row['ms_partial']:.1f} ms | {row['partial_over_ideal']:.2f} x"
+        times = f"{row['ms_stock']:.1f} ms | {row['ms_full']:.1f} ms"
+        if row["ms_partial"] is None:
+            partial = f"none: {'; '.join(row['warnings']) or 'no memory for it'} | "
+        else:
+            partial = f"{row['ms_partial']:.1f} ms | {row['partial_over_ideal']:.2f} x"
+        reuse = "" if row["ms_reuse"] is None else f"{row['ms_reuse']:.2f} ms"
         lines.append(
-            f"| {row['model']} | {row['size']} | {row['mask_fraction']:.0%} | {row['tier']} | {times} | "
-            f"{row['ms_reuse']:.2f} ms | {beside:.2f} ms | {look} | {row['context_mb']:.0f} MB | {peak} |"
+            f"| {row['model']} | {row['size']} | {row['mask_fraction']:.0%} | {row['tier']} | {times} | {partial} | "
+            f"{reuse} | {beside:.2f} ms | {look} | {row['context_mb']:.0f} MB | {peak} |"
         )
     lines += ["", "| model | size | mask | wanted | predicted | measured | context |", "|---|---|---|---|---|---|---|"]
     for row in result["runs"]:
@@ -224,30 +243,41 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tiers", nargs="+", choices=TIERS, default=list(TIERS))
     parser.add_argument("--speeds", type=float, nargs="*", default=[2.0, 3.0, 4.0, 6.0], help="of whole runs")
     parser.add_argument("--steps", type=int, default=50, help="of whole runs")
-    parser.add_argument("--rounds", type=int, default=1, help="the median of this many is reported")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin nothing more after this many")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    result = {"machine": describe(), "settings": {"plan": PLAN, "dtype": str(dtype)}, "evaluations": [], "runs": []}
+    began, result = time.monotonic(), {"machine": describe(), "settings": {"plan": PLAN, "dtype": str(dtype)}}
+    result |= {"evaluations": [], "runs": []}
+    if args.out.exists():
+        before = json.loads(args.out.read_text())
+        if (before["machine"], before["settings"]) != (result["machine"], result["settings"]):
+            raise SystemExit(f"{args.out} is of another machine, version or commit: move it away, or name another file")
+        result = before
+
+    def measure(part: str, head: dict, measured: Callable[[], dict]) -> None:
+        done = any(head.items() <= row.items() for row in result[part])
+        if done or time.monotonic() - began > 60 * args.minutes:
+            return
+        result[part].append({**head, **measured()})
+        print(json.dumps(result[part][-1]), flush=True)
+        write(args.out, result)
+
     for name in args.models:
         model = build(name, device, dtype)
         for size in args.sizes:
             grid = latent_size(size)
             for mask in args.masks:
-                call, head = inputs(grid, mask, device, dtype), {"model": name, "size": size}
+                call, head = inputs(grid, mask, device, dtype), {"model": name, "size": size, "mask": mask}
+                plain = functools.cache(functools.partial(stock, model, call))
                 for tier in args.tiers:
                     policy = replace(CachePolicy(schedule=PLAN, memory_budget_mb=2**17), **TIERS[tier])
-                    rounds = [one(model, name, grid, call, policy) for _ in range(args.rounds)]
-                    middle = statistics.median_low([row["partial_over_full"] for row in rounds])
-                    row = next(row for row in rounds if row["partial_over_full"] == middle)
-                    result["evaluations"].append({**head, "tier": tier, **row})
-                    print(json.dumps(result["evaluations"][-1]), flush=True)
-                    args.out.write_text(json.dumps(result, indent=1) + "\n")
+                    of = functools.partial(one, model, name, grid, call, policy)
+                    measure("evaluations", {**head, "tier": tier}, lambda of=of, plain=plain: of(plain()))
                 for speed in args.speeds:
-                    result["runs"].append({**head, "mask": mask, **whole(model, call, speed, args.steps)})
-                    print(json.dumps(result["runs"][-1]), flush=True)
-                    args.out.write_text(json.dumps(result, indent=1) + "\n")
+                    of = functools.partial(whole, model, call, speed, args.steps)
+                    measure("runs", {**head, "target": speed}, lambda of=of, plain=plain: of(plain()))
         del model
 
 

@@ -107,7 +107,10 @@ SETTINGS = (
     Setting(steps=10, cfg=1.0),
     Setting(steps=20),
     Setting(host="comfyui"),
+    *(Setting(host="comfyui", mask=share) for share in (0.10, 0.40)),
+    Setting(host="comfyui", moving=False),
     Setting(host="comfyui", sampler="unipc"),
+    Setting(host="comfyui", steps=50),
     Setting(host="comfyui", steps=6, cfg=1.0),
     Setting(frames=33, real=True),
 )

@@ -98,7 +98,8 @@ class Rules:
         few = evaluations <= FEW_STEPS
         warmup = policy.warmup or (1 if few else max(2, round(profile.warmup * evaluations)))
         cooldown = policy.cooldown if policy.cooldown is not None else (0 if few else profile.cooldown)
-        longest = 0 if few else min(max(round(evaluations / 6), 2), 5)  # more of a short run forecast is no edit
+        sparing = few and policy.method == "plan"  # the papers' methods know of no such rule
+        longest = 0 if sparing else min(max(round(evaluations / 6), 2), 5)  # more of a short run forecast is no edit
         max_reuse = policy.max_reuse if policy.max_reuse is not None else longest
         refresh = policy.refresh or max(FEW_STEPS + 1, round(0.3 * evaluations))
         spare = policy.cooldown is None and cooldown > 0

@@ -70,6 +70,7 @@ class LayerMemory:
         self._tier, self._first, self._host = tier, leading, host
         self._kept: dict[Hashable, Trajectory | Apart] = {}
         self._recorded: dict[Hashable, float] = {}
+        self._renewed: float | None = None  # where slots of the leading stream were renewed last
 
     @property
     def bytes(self) -> int:
@@ -97,8 +98,8 @@ class LayerMemory:
             self._first = next(iter(rows))
         known = dict(fetched or {})
         for stream in sorted(rows, key=self._leads, reverse=True):
-            if not self._leads(stream) and self._recorded.get(stream, -1) > self._recorded[self._first]:
-                self._kept.clear()  # the leading one has left the run
+            if not self._leads(stream) and self._leaves_behind(stream, position):
+                self._kept.clear()
                 self._recorded.clear()
                 self._first = stream
             if self._leads(stream) or self._tier.apart_bits:
@@ -108,6 +109,15 @@ class LayerMemory:
             self._recorded[stream] = position
         for kept in self._kept.values():
             kept.settle()
+
+    def _leaves_behind(self, stream: Hashable, position: float) -> bool:
+        """Whether a stream that is about to be recorded must lead from now on.
+
+        Where the host's calls have changed their order, the leading stream will yet come, and a difference from where
+        it is now expected would be wrong once it has. Where one copy serves all, only its leaving the run counts.
+        """
+        newest = position if self._tier.apart_bits else self._recorded.get(stream, -1)
+        return newest > self._recorded[self._first]
 
     def _record(self, stream: Hashable, rows: Tensor, position: float, fetched: list[list[Tensor]] | None) -> None:
         tier, kept = self._tier, self._kept.get(stream)
@@ -144,6 +154,8 @@ class LayerMemory:
     ) -> None:
         """Take in some slots ``[K]`` of some streams, ``[B, K, heads, head_dim]`` each, computed anew.
 
+        A stream that comes before the leading one is left as it is: it goes on as that one moves.
+
         Args:
             damping, fetched: as in :meth:`expect`; what was fetched is renewed as well.
         """
@@ -151,7 +163,8 @@ class LayerMemory:
             kept, here = self._kept[stream], fetched[stream]
             if self._leads(stream):
                 kept.renew(position, slots, rows[stream], here)
-            else:  # the first one's, renewed or expected
+                self._renewed = position
+            elif self._renewed == position:
                 first = self._kept[self._first].at(position, damping, fetched[self._first], slots)
                 kept.renew(slots, rows[stream], first, here)
 

@@ -89,12 +89,12 @@ class Partials:
         return self.selection
 
     def capture(
-        self, layer: int, streams: tuple[Hashable, ...], first: bool, query: Tensor, key: Tensor, value: Tensor
+        self, layer: int, streams: tuple[Hashable, ...], speaker: Hashable, query: Tensor, key: Tensor, value: Tensor
     ) -> None:
         """See one layer of a full evaluation.
 
         Args:
-            layer: index in call order. streams: of the call. first: whether the run's first stream is among them.
+            layer: index in call order. streams: of the call. speaker: the stream the sampler looks at.
             query, key, value: ``[B, tokens, heads, head_dim]``.
 
         Raises:
@@ -104,8 +104,8 @@ class Partials:
             raise ValueError(f"a layer sees {key.shape[1]} of {self._tokens} tokens")
         if self.memory:
             self.memory.capture(layer, streams, key, value)
-        if layer == self._watched and first:
-            self.sampler.look(query, key, value)
+        if layer == self._watched and speaker in streams:
+            self.sampler.look(*(rows.chunk(len(streams))[streams.index(speaker)] for rows in (query, key, value)))
 
     def join(
         self, layer: int, streams: tuple[Hashable, ...], query: Tensor, key: Tensor, value: Tensor, attend: Attend

@@ -162,7 +162,8 @@ def _sampler(
         mode = "rotating"  # a weighted prune needs an unbiased sample
     if mode in MODES:
         sampler = SemanticSampler(pool, classes.generative.nonzero().flatten(), mode, share)
-        return sampler, setup.shape.attention_layers // 2
+        layers = setup.main_layers or range(setup.shape.attention_layers)
+        return sampler, layers[len(layers) // 2]
     return ContextSampler(pool, mode, share), -1
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from .attention import Attend
 from .blocks import Block, BlockCache
 from .error_model import BLOCKS, FULL, PARTIAL, PARTS
-from .forecast import Forecast
+from .forecasts import Forecasts
 from .partial import Partials
+from .setup import RunSetup
 from .stats import RunStats
 
 log = logging.getLogger("hetcache")
@@ -23,12 +24,13 @@ class Routing:
     Trouble here never reaches the model: what could not be kept or measured is given up, with the reason.
     """
 
+    setup: RunSetup
     stats: RunStats
     streams: tuple[Hashable, ...]
     partials: Partials | None
     blocks: BlockCache | None
     closed: bool
-    _forecasts: dict[Hashable, Forecast]
+    _forecasts: Forecasts
     _off: dict[str, str]  # kinds of evaluation that are no more done, and why
     _decision: str
     _reason: str
@@ -51,8 +53,7 @@ class Routing:
             return self.partials.join(layer, self.streams, query, key, value, attend)
         if mode == "capture":
             try:
-                first = self.streams[0] == next(iter(self._forecasts), self.streams[0])
-                self.partials.capture(layer, self.streams, first, query, key, value)
+                self.partials.capture(layer, self.streams, self._speaker, query, key, value)
             except Exception as error:  # the generation itself does not need what could not be kept
                 self.give_up_partials(f"context could not be remembered ({named(error)})")
         return attend(query, key, value, None)
@@ -75,6 +76,14 @@ class Routing:
             except Exception as error:  # the generation itself does not need what could not be kept
                 self.give_up_blocks(f"block deltas could not be kept ({named(error)})")
         return output
+
+    @property
+    def _speaker(self) -> Hashable:
+        """The stream whose attention is looked at: the one whose change speaks for all, though it may yet come."""
+        conditional = self.setup.conditional
+        if conditional is not None and conditional not in self._forecasts:
+            return conditional
+        return self._forecasts.watched if self._forecasts else self.streams[0]
 
     @property
     def routes_blocks(self) -> bool:

@@ -147,7 +147,8 @@ class RunStats:
             ValueError: nothing was measured, and why.
         """
         if self.block_scores is None:
-            raise ValueError(self.warnings[0] if self.warnings else "no blocks were measured; use method 'profile'")
+            asked = self.note if self.policy.method == "profile" else "use method 'profile'"
+            raise ValueError(f"no blocks were measured: {self.warnings[0] if self.warnings else asked}")
         return self.block_scores.profile(name, threshold, share)
 
     @property

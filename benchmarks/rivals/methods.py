@@ -96,8 +96,8 @@ class Method:
         return self.run(case, speed, knobs)
 
 
-def fewer(steps: int, speed: float) -> int:
-    """How many plain steps fit the time of a speed-up."""
+def fewer(steps: float, speed: float) -> int:
+    """How many plain steps fit the time of a speed-up over that of so many."""
     return max(1, int(steps / (FITS * speed)))
 
 
@@ -153,14 +153,14 @@ def _crop(case: Case, speed: float, knobs: Knobs) -> Outcome:
     source, setting = case.source, case.setting
     rows, columns = crop.box(source.mask, knobs["padding"])
     part = crop.cropped(source, rows, columns)
-    share = part.mask.size / source.mask.size
-    steps = min(setting.steps, fewer(setting.steps, speed * share))
     start = crop.noise(source.mask.shape, rows, columns, source.seed)
     edit = LatentEdit(part, setting.cfg, source.seed, setting.sampler, start)
-    latents, stats = edit.sample(steps, EXACT)
-    video = crop.stitched(source, edit.decode(latents), rows, columns)
     # No evaluation of the whole clip is timed in this run: the clip's run in full has to do.
     full = case.full.seconds_of("F") * setting.steps
+    _, probe = edit.sample(5, EXACT)
+    steps = min(setting.steps, fewer(full / probe.seconds_of("F"), speed))
+    latents, stats = edit.sample(steps, EXACT)
+    video = crop.stitched(source, edit.decode(latents), rows, columns)
     return Outcome(stats, full / stats.seconds, video=video, held=0)
 
 
@@ -203,7 +203,7 @@ MIXCACHE_KNOBS = tuple(
 
 HETCACHE_KNOBS = tuple(
     {"threshold": threshold, "context_share": share}
-    for share in (0.05, 0.3, 0.7) for threshold in (0.02, 0.03, 0.045, 0.06, 0.08, 0.11, 0.2)
+    for share in (0.05, 0.3, 0.7) for threshold in (0.02, 0.03, 0.045, 0.06, 0.08, 0.11, 0.2, 0.4, 0.8)
 )  # fmt: skip
 
 METHODS: dict[str, Method] = {

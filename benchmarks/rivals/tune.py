@@ -5,8 +5,9 @@
 Each rival tries its knobs on the tuning clips of a setting's family (the same steps, cfg and sampler; masks of 20% that
 move; for crop-and-stitch still ones of the setting's size). Of those at least as fast as the budget (97% of it, median
 over the clips) the one closest to the full edit on the masked tokens is kept in `benchmarks/rivals/settings.json`, or
-the fastest where none reaches it. Crop-and-stitch takes as many steps as fit, so that all its knobs count as reaching a
-budget: what noise there is in their times chooses none. Held-out clips are then reported with it.
+the fastest where none reaches it. Crop-and-stitch takes as many steps as fit by the time of a few of them, so that all
+its knobs count as reaching a budget: what noise there is in their times chooses none. Held-out clips are then reported
+with it.
 """
 
 from __future__ import annotations

@@ -199,6 +199,8 @@ def test_bench_end_to_end_and_on(tmp_path, monkeypatch, capsys):
     bench.main([*common, *names, "--clips", "1"])  # goes on: the first clip's two rivals
     said = capsys.readouterr().out
     assert "clip 0: 5 runs" in said and "not tuned" in said
+    bench.main([*common, "ours", "--clips", "1"])
+    assert "runs" not in capsys.readouterr().out  # nothing lacks
     path = tmp_path / f"{TINY.name}.json"
     result = json.loads(path.read_text())
     assert path.with_suffix(".png").stat().st_size > 5000
@@ -217,6 +219,10 @@ def test_bench_end_to_end_and_on(tmp_path, monkeypatch, capsys):
     for table in (report.bench_table(result), overview.by_speed(result), overview.overview([result])):
         assert any("dB" in line for line in table)
     assert overview.by_speed(result)[4].startswith("| **HetCache** | ")
+    bench.main([*common, "ours", "--clips", "1", "--anew"])
+    result = json.loads(path.read_text())
+    assert {row["machine"] for row in result["rows"] if row["name"] == "ours"} == {1}
+    assert {row["machine"] for row in result["rows"] if row["name"] == "fewer-steps"} == {0}
 
 
 @pytest.mark.skipif(bool(missing()), reason=missing())

@@ -99,6 +99,28 @@ def test_real_size_runs_small(tmp_path):
     assert len(real_size.table(result)) == 4 + len(rows) + 3 + 1
     (run,) = result["runs"]
     assert run["decisions"].count("F") < 12 and run["predicted_speed"] > 1.5
+    assert run["speed"] == pytest.approx(24e-3 * rows["packed"]["ms_stock"] / run["seconds"])
+
+
+def test_real_size_goes_on_where_it_was_and_says_what_did_not_fit(tmp_path, monkeypatch):
+    out = tmp_path / "real-size.json"
+    small = ["--models", "tiny", "--sizes", "64x64x9", "--masks", "0.25", "--speeds", "--out", str(out), "--tiers"]
+    real_size.main([*small, "packed", "--minutes", "0"])
+    assert not out.exists()
+    real_size.main([*small, "packed"])
+    (first,) = json.loads(out.read_text())["evaluations"]
+
+    def full(*args):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr("hetcache_core.memory.ContextMemory.capture", full)
+    real_size.main([*small, "packed", "on the device"])
+    result = json.loads(out.read_text())
+    assert result["evaluations"][0] == first and result["evaluations"][1]["ms_partial"] is None
+    assert "none: context could not be remembered (OutOfMemoryError" in real_size.table(result)[-4]
+    monkeypatch.setattr(real_size, "describe", lambda: {"device": "another"})
+    with pytest.raises(SystemExit, match="of another machine"):
+        real_size.main([*small, "packed"])
 
 
 def test_calibration_finds_the_weights_that_made_the_errors():

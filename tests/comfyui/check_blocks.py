@@ -162,6 +162,15 @@ def nodes():
     return load_pack()[1]
 
 
+def test_where_a_run_is_left_to_the_host_the_node_says_why():
+    from comfy_extras.nodes_easycache import EasyCacheNode
+
+    patched, report = host.apply(load(), CachePolicy(method="profile"))
+    sample(EasyCacheNode.execute(patched, 0.3, 0.1, 0.95, False).result[0], QUICK)
+    with pytest.raises(ValueError, match=r"no blocks were measured: .*keep one of the two"):
+        report.runs[-1].block_profile("small")
+
+
 def test_main_blocks_are_told_from_vace_blocks_in_call_order():
     from hetcache_core.hosts.comfyui_setup import _main_layers
 

@@ -103,6 +103,21 @@ def test_batching_that_flips_between_steps(monkeypatch):
     assert psnr(result, steady) > 80
 
 
+def test_packed_context_when_the_host_gives_up_batching(monkeypatch):
+    """It then begins with the stream that leaned on the other, which must not be told apart from where that one was."""
+    packed = replace(FAST, memory_bits=8, memory_turn_bits=2, memory_apart_bits=8)
+    steady, _ = cached(load(), QUICK, packed)
+    evaluations = []
+    never_batched(monkeypatch, when=lambda: len(evaluations) > 1)
+    patched, report = host.apply(load(), packed)
+    patched.add_wrapper(WrappersMP.PREDICT_NOISE, lambda run, *args, **kw: evaluations.append(0) or run(*args, **kw))
+    patched, calls = counted(patched)
+    result, stats = sample(patched, QUICK), report.runs[-1]
+    assert calls == [2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]
+    assert stats.decisions == FAST.schedule and not stats.warnings, stats.summary()
+    assert psnr(result, steady) > 78
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_three_streams_of_dual_guidance(nested):
     stats = check(guided(custom.Guider_DualCFG, (3.0, 2.0), nested=nested))

@@ -121,7 +121,7 @@ def test_a_layer_that_sees_a_part_of_the_tokens_is_found_out_before_any_index_is
     unused = SimpleNamespace(count=0)  # neither the memory nor the sampler is asked
     partials = Partials(torch.arange(4), unused, 0, unused, tokens=10)
     with pytest.raises(ValueError, match="sees 5 of 10 tokens"):
-        partials.capture(0, ("cond",), True, *torch.zeros(3, 1, 5, 2, 8))
+        partials.capture(0, ("cond",), "cond", *torch.zeros(3, 1, 5, 2, 8))
 
 
 def test_out_of_memory_while_remembering_is_computed_again_without():

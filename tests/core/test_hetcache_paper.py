@@ -179,6 +179,33 @@ def test_context_is_chosen_once_per_full_evaluation(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("main", "calls"),
+    [
+        ((4, 5, 6), [("cond", "uncond")]),  # VACE blocks first, guidance in one call
+        ((0, 3, 6), [("uncond",), ("cond",)]),  # VACE blocks between, a call for each
+        ((0, 3, 6), [("uncond", "cond")]),
+    ],
+)
+def test_hosts_look_at_the_same_block_of_the_same_stream(monkeypatch, main, calls):
+    """By the index of a call, ComfyUI would show a VACE block without the prompt where diffusers shows a main one."""
+    seen = []
+    monkeypatch.setattr(SemanticSampler, "look", lambda self, query, key, value: seen.append(float(value.mean())))
+    engine = Engine(PAPER, setup(main_layers=main, conditional="cond"))
+    for streams in calls:
+
+        def compute(selection, streams=streams):
+            for layer in range(7):
+                block = main.index(layer) if layer in main else 100
+                rows = torch.tensor([block + (10.0 if stream == "cond" else 20.0) for stream in streams])
+                qkv = rows[:, None, None, None].expand(-1, engine.setup.grid.size, 2, 128)
+                engine.self_attention(layer, qkv, qkv, qkv, lambda q, k, v, weights: q)
+            return torch.zeros(len(streams), 16, T, H, W)
+
+        engine.evaluate(0, streams, torch.zeros(len(streams), 16, T, H, W), compute)
+    assert seen == [11.0]  # the middle one of three
+
+
+@pytest.mark.parametrize(
     ("shape", "tokens"),
     [
         (ModelShape(1536, 30, 8960, 15), 14040),  # 1.3B, 480x832, 33 frames

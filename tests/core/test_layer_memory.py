@@ -49,11 +49,30 @@ def test_renewed_differences_are_from_what_is_kept_of_the_first():
         torch.testing.assert_close(rows[stream][:, slots], fresh[stream], rtol=0, atol=0.15)
 
 
-def test_a_stream_renewed_alone_leans_on_where_the_first_is_expected():
-    memory, slots = filled(PACKED), torch.tensor([1, 4])
-    fresh = {"uncond": moving("uncond", 6)[:, slots]}
-    memory.renew(fresh, 6, 1.0, slots, memory.fetch(("uncond",), CPU))
-    assert error(memory, "uncond", 8) < 0.08 and error(memory, "cond", 8) < 0.06
+def surprised(stream, position):
+    """As moving, but from position 5 on something both streams share has changed at once."""
+    return moving(stream, position) + (0.5 * OWN if position >= 5 else 0)
+
+
+def test_a_stream_renewed_before_the_leading_one_does_not_take_its_surprise_twice():
+    memory, slots = filled(PACKED), torch.arange(SHAPE[1])
+    for stream in ("uncond", "cond"):  # a host that begins with the one that does not lead
+        memory.renew({stream: surprised(stream, 6)}, 6, 1.0, slots, memory.fetch((stream,), CPU))
+    rows = expected(memory, ("cond", "uncond"), 6)
+    for stream in rows:
+        torch.testing.assert_close(rows[stream], surprised(stream, 6), rtol=0, atol=0.15)
+
+
+def test_where_the_calls_change_their_order_the_stream_that_comes_first_leads():
+    memory = filled(PACKED)  # both at once, as long as the host had the room
+    for position in (8, 12):
+        for stream in ("uncond", "cond"):
+            memory.record({stream: surprised(stream, position)}, position)
+        rows = expected(memory, ("cond", "uncond"), position)
+        for stream in rows:
+            torch.testing.assert_close(rows[stream], surprised(stream, position), rtol=0, atol=0.15)
+    for stream in ("uncond", "cond"):
+        assert float((expected(memory, (stream,), 16)[stream] - surprised(stream, 16)).norm()) < 0.06 * START.norm()
 
 
 def test_one_trajectory_may_serve_all():

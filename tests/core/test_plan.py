@@ -89,6 +89,12 @@ def test_with_few_steps_only_brief_ones_are_forecast():
     assert "R" not in plan(euler(6), Costs(0.6), 2.0, forbidden, NANO).decisions
 
 
+def test_the_papers_methods_may_reuse_where_plans_with_few_steps_do_not():
+    methods = ("plan", "hetcache", "mixcache")
+    longest = {method: Rules.of(CachePolicy(method=method), NANO, 6).max_reuse for method in methods}
+    assert longest["plan"] == 0 and longest["hetcache"] == longest["mixcache"] == 2
+
+
 def test_a_shortened_cooldown_keeps_the_last_long_step():
     shorter = [rules(cooldown=c, brief=True) for c in (2, 1)]
     endings = [plan(euler(30), Costs(0.4), 4.0, rule, NANO).decisions[-3:] for rule in shorter]
