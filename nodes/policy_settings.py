@@ -93,7 +93,7 @@ class PolicySettings(io.ComfyNode):
                                tooltip="How many times faster sampling should be. 1.0 gives the very same picture as "
                                "without this pack; 2 is hard to tell from it, 4 changes fine detail inside the mask. "
                                "When a clip does not allow it, Cache Stats says what was reached and why. Methods "
-                               "other than plan have settings of their own instead."),
+                               "other than plan have settings of their own instead; 1.0 switches them off as well."),
                 io.Float.Input("memory_budget_mb", default=2048.0, min=0.0, max=65536.0, step=64.0,
                                tooltip="Most graphics memory, in megabytes, for remembering the unchanged part of the "
                                "clip. More keeps the edit better tied to its surroundings; 0 remembers nothing."),

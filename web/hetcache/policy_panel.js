@@ -2,6 +2,7 @@
 import { el, facts, notes } from "./dom.js";
 import { bytes, percent, times } from "./format.js";
 import { inWords } from "./decisions.js";
+import { showRelevant } from "./relevant.js";
 import { legend, Timeline } from "./timeline.js";
 import { addPanel, after } from "./widget.js";
 import { say } from "./words.js";
@@ -33,6 +34,7 @@ export function policyPanel(node, ask) {
 
   function refresh() {
     clearTimeout(timer);
+    showRelevant(node);
     timer = setTimeout(async () => {
       watch();
       const turn = ++asked;

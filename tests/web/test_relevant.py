@@ -1,0 +1,70 @@
+"""Cache Policy Settings shows what its method looks at, and hides only what makes no difference to it."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hetcache_core import CachePolicy
+from tests.core.test_engine import whole_run
+from tests.hosts.comfyui_host import ROOT
+
+NODE, METHODS = "HetCachePolicySettings", ("plan", "hetcache", "mixcache", "profilingdit", "off")
+OTHERWISE = {
+    "refresh": 2, "margin_space": 2, "margin_time": 1, "context_share": 0.5, "partials": False, "memory_offload": True,
+    "max_reuse": 0, "profile": "nano", "warmup": 5, "cooldown": 3, "mask_threshold": 0.5, "max_mask_fraction": 0.0,
+}  # fmt: skip
+
+
+def unused() -> dict[str, list[str]]:
+    """By method, what the page hides, read from its source."""
+    source = (ROOT / "web" / "hetcache" / "relevant.js").read_text()
+    lists = {name: re.findall(r'"(\w+)"', body) for name, body in re.findall(r"const (\w+) = \[(.*?)\]", source)}
+    table = re.search(r"const UNUSED = \{.*?\n(.*?)\n\};", source, re.DOTALL)[1]
+    found = {}
+    for method, value in re.findall(r"(\w+): (.*?),?$", table, re.MULTILINE):
+        spread = [name for part in re.findall(r"[A-Z]+", value) for name in lists[part]]
+        found[method] = spread + re.findall(r'"(\w+)"', value)
+    return found
+
+
+@pytest.mark.parametrize(("method", "name"), [(m, n) for m, names in unused().items() for n in names])
+def test_what_is_hidden_makes_no_difference(method, name):
+    policy = CachePolicy(method=method, profile="wan", threshold=0.2, trigger=10.0, deviation=10.0, interval=2)
+    if name == "schedule":
+        if method != "off":
+            with pytest.raises(ValueError, match="needs method 'plan'"):
+                replace(policy, schedule="FR")
+        return
+    engine, _, outputs = whole_run(policy)
+    other, _, changed = whole_run(replace(policy, **{name: OTHERWISE[name]}))
+    done = engine.stats.planned or engine.stats.decisions
+    assert method == "off" or set(done) > {"F"}
+    assert done == (other.stats.planned or other.stats.decisions)
+    assert all(torch.equal(a, b) for x, y in zip(outputs, changed, strict=True) for a, b in zip(x, y, strict=True))
+
+
+def shown(editor) -> set[str]:
+    """Settings on the node that can be seen."""
+    editor.settle()
+    if not editor.nodes2:
+        return set(editor.js(f"HET.node('{NODE}').widgets.filter((w) => !w.hidden).map((w) => w.name)"))
+    text = f"document.querySelector(`[data-node-id='${{HET.node('{NODE}').id}}']`).innerText"
+    return set(re.findall(r"[a-z_]+", editor.js(text)))
+
+
+def test_every_method_shows_its_own_settings(editor):
+    editor.js(f"HET.node('{NODE}').showAdvanced = true")
+    editor.look_at(NODE)
+    all_of_them = set(editor.js(f"HET.node('{NODE}').widgets.map((w) => w.name)"))
+    assert {name for names in unused().values() for name in names} <= all_of_them
+    for method in METHODS:
+        editor.set(NODE, "method", method)
+        hidden = unused()[method]
+        editor.until(f"HET.node('{NODE}').widgets.filter((w) => w.hidden).length === {len(hidden)}")
+        assert not shown(editor) & set(hidden) and {"speed", "warmup"} - set(hidden) <= shown(editor), method
+    editor.set(NODE, "method", "plan")
+    editor.set(NODE, "schedule", "FFRP")
+    editor.set(NODE, "method", "hetcache")
+    assert "schedule" in shown(editor)  # it would be refused: it must be seen to be taken out

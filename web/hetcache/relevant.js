@@ -1,0 +1,24 @@
+/** On Cache Policy Settings: only what the chosen method looks at is shown. */
+const PARTIALS = ["refresh", "margin_space", "margin_time", "context_share", "partials"];
+const PLANS = ["memory_offload", "schedule"];
+const UNUSED = { // by method; what all look at, or what switches them off, is not here
+  plan: [],
+  hetcache: PLANS,
+  mixcache: [...PARTIALS, ...PLANS],
+  profilingdit: [...PARTIALS, ...PLANS, "max_reuse", "profile"],
+  off: [...PARTIALS, ...PLANS, "max_reuse", "profile", "warmup", "cooldown", "mask_threshold", "max_mask_fraction"],
+};
+const ALL = new Set(Object.values(UNUSED).flat());
+
+/** Hide the settings that the node's method does not look at; a text that it would refuse stays to be seen. */
+export function showRelevant(node) {
+  const widgets = node.widgets ?? [];
+  const method = widgets.find((widget) => widget.name === "method")?.value;
+  for (const widget of widgets.filter(({ name }) => ALL.has(name))) {
+    const refused = widget.name === "schedule" && String(widget.value ?? "").trim() !== "";
+    const hidden = !refused && (UNUSED[method] ?? []).includes(widget.name);
+    if (Boolean(widget.hidden) === hidden) continue;
+    widget.hidden = hidden; // the classic canvas looks here, Nodes 2.0 at the options
+    widget.options.hidden = hidden;
+  }
+}
