@@ -1,4 +1,5 @@
-"""What a partial and a reuse evaluation cost beside their ideal, and what deciding and selecting cost.
+"""What partial and reuse evaluations cost beside their ideal, and what deciding, selecting tokens and choosing context
+by its content cost.
 
     python -m benchmarks.costs --out benchmarks/results/costs.json
 
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanVACETransformer3DModel
 from diffusers.models.transformers import transformer_wan
 
 from benchmarks.machine import describe
+from benchmarks.overheads import Overheads
 from hetcache_core import CachePolicy
 from hetcache_core.hosts import diffusers as host
 
@@ -83,20 +84,15 @@ def measure(name: str, mask: float, policy: CachePolicy) -> dict:
         began = time.perf_counter()
         model(x, scheduler.timesteps[:1], text, None, c)
         share = clock.seconds / (time.perf_counter() - began)
-    with host.apply(model, replace(policy, schedule=PLAN), scheduler=scheduler, streams=1) as handle:
-        deciding = []
-        for i, t in enumerate(scheduler.timesteps):
-            engine = handle._hook._engine
+    beside = Overheads(x.device)
+    with beside, host.apply(model, replace(policy, schedule=PLAN), scheduler=scheduler, streams=1) as handle:
+        for t in scheduler.timesteps:
             model(x, t[None], text, None, c)
-            if i and PLAN[i] == "P":
-                began = time.perf_counter()
-                engine.method.decide(i)
-                engine.partials.select(engine._forecasts[engine.streams[0]].computed_at)
-                deciding.append(time.perf_counter() - began)
         stats = handle.stats
         keys = stats.selected_tokens
-        if engine.partials.memory:
-            keys = len(engine.partials.edited) + len(engine.partials.memory.remembered.indices)
+        if stats.remembered is not None:
+            keys = len(stats.classes.edited) + len(stats.remembered)
+    took = beside.milliseconds()
     full, partial, reuse = (stats.seconds_of(d) for d in "FPR")
     tokens = GRID[0] * GRID[1] * GRID[2] // 4
     selected = stats.selected_tokens / tokens
@@ -115,7 +111,8 @@ def measure(name: str, mask: float, policy: CachePolicy) -> dict:
         "partial_over_ideal": partial / ideal,
         "predicted_partial_over_full": stats.costs.partial,
         "reuse_over_full": reuse / full,
-        "deciding_over_full": statistics.median(deciding) / full,
+        "deciding_over_full": (took["ms_decide"] + took["ms_select"]) / 1e3 / full,
+        "choosing_over_full": took["ms_look"] and took["ms_look"] / 1e3 / full,
         "planning_seconds": stats.preparation_seconds,
     }
 
@@ -127,6 +124,7 @@ POLICIES = {
     ),
     "a quarter remembered": CachePolicy(memory_share=0.25),
     "weighted prune": CachePolicy(memory_share=0.0),
+    "chosen by content": CachePolicy(memory_share=0.0, context_sampling="both", context_share=0.7),
 }
 
 
@@ -150,7 +148,7 @@ def main() -> None:
                     f"{shape:5} mask {row['mask_fraction']:.0%}  {name:22} "
                     f"partial {row['partial_over_full']:.3f} of full, "
                     f"{row['partial_over_ideal']:.2f} x ideal; reuse {row['reuse_over_full']:.2%}, "
-                    f"deciding {row['deciding_over_full']:.2%}",
+                    f"deciding {row['deciding_over_full']:.2%}, choosing {row['choosing_over_full'] or 0:.2%}",
                     flush=True,
                 )
     settings = {"rounds": args.rounds, "plan": PLAN, "latent": GRID}

@@ -16,7 +16,6 @@ import argparse
 import functools
 import json
 import math
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,14 +25,11 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanVACETransformer3DModel
 
 from benchmarks.machine import describe
+from benchmarks.overheads import Overheads
 from benchmarks.rows import write
 from hetcache_core import CachePolicy
 from hetcache_core.costs import Costs, ModelShape
-from hetcache_core.device import Stopwatch
 from hetcache_core.hosts import diffusers as host
-from hetcache_core.methods import Planned
-from hetcache_core.partial import Partials
-from hetcache_core.semantic import SemanticSampler
 
 MODELS = {
     "1.3B": {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960, "vace_layers": list(range(0, 30, 2))},
@@ -52,7 +48,6 @@ TIERS = {
     "weighted prune": {"memory_share": 0.0},
     "weighted prune, chosen by content": {"memory_share": 0.0, "context_sampling": "both"},
 }
-OVERHEADS = {"decide": (Planned, "decide"), "select": (Partials, "select"), "look": (SemanticSampler, "look")}
 PLAN = "FF" + "PFPR" * 3 + "FF"
 TEXT_TOKENS = 512
 
@@ -92,41 +87,6 @@ def inputs(grid: tuple[int, int, int], mask: float, device: torch.device, dtype:
         "encoder_hidden_states": torch.randn(1, TEXT_TOKENS, 4096, device=device, dtype=dtype),
         "control_hidden_states": control,
     }
-
-
-class Overheads:
-    """While open, times what the engine does beside the model, by the device's own events."""
-
-    def __init__(self, device: torch.device):
-        self._device, self.watches = device, {name: [] for name in OVERHEADS}
-
-    def __enter__(self) -> Overheads:
-        self._stock = {name: getattr(*place) for name, place in OVERHEADS.items()}
-        for name, (kind, method) in OVERHEADS.items():
-            setattr(kind, method, self._timed(name))
-        return self
-
-    def __exit__(self, *_) -> None:
-        for name, (kind, method) in OVERHEADS.items():
-            setattr(kind, method, self._stock[name])
-
-    def _timed(self, name: str):
-        def timed(*args, **kwargs):
-            watch = Stopwatch(self._device)
-            answer = self._stock[name](*args, **kwargs)
-            watch.stop()
-            self.watches[name].append(watch)
-            return answer
-
-        return timed
-
-    def milliseconds(self) -> dict[str, float | None]:
-        """Median of each; None for what was not asked for."""
-        medians = {
-            name: statistics.median([w.seconds for w in found]) if found else None
-            for name, found in self.watches.items()
-        }
-        return {f"ms_{name}": None if s is None else 1e3 * s for name, s in medians.items()}
 
 
 def loop(model, call: dict, policy: CachePolicy, steps: int, streams: int):

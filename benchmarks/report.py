@@ -56,13 +56,16 @@ def costs_table(result: dict) -> list[str]:
         f"**What an evaluation costs** ({result['rows'][0]['tokens']:,} tokens, random weights, "
         f"{made_on(result['machine'])}):",
         "",
-        "| model shape | mask | context | partial / full | partial / ideal | reuse / full | deciding / full |",
-        "|---|---|---|---|---|---|---|",
+        "| model shape | mask | context | partial / full | partial / ideal | reuse / full | deciding / full | choosing "
+        "by content / full |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
+        choosing = "" if row["choosing_over_full"] is None else f"{row['choosing_over_full']:.2%}"
         lines.append(
             f"| {row['shape']} | {row['mask_fraction']:.0%} | {row['policy']} | {row['partial_over_full']:.2f} | "
-            f"{row['partial_over_ideal']:.2f} | {row['reuse_over_full']:.2%} | {row['deciding_over_full']:.2%} |"
+            f"{row['partial_over_ideal']:.2f} | {row['reuse_over_full']:.2%} | {row['deciding_over_full']:.2%} | "
+            f"{choosing} |"
         )
     return lines
 

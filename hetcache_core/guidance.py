@@ -4,6 +4,10 @@ The streams of an evaluation (cond, uncond, those of skip-layer guidance) see th
 what a prompt changes moves more slowly than the predictions themselves. At evaluations that compute several streams
 their differences are kept, at output level, and forecast as predictions are. Which stream is the anchor, the one that
 is computed, may change from evaluation to evaluation: a difference between any two follows from those to the base.
+
+MixCache computes cond. So does this where cond is among the first call's streams; a host that calls them one by one may
+begin with uncond (ComfyUI does, short of memory), whose answer cannot wait for cond's. Then uncond is computed and cond
+derived, and guided predictions miss by cfg times what the difference does rather than by cfg - 1 times.
 """
 
 from __future__ import annotations

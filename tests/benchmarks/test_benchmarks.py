@@ -71,7 +71,8 @@ def test_costs_are_measured_against_the_ideal(monkeypatch):
     measured = costs.measure("nano", 0.2, CachePolicy())
     assert measured["tokens"] == 192 and measured["keys"] == 192
     ratios = ("reuse_over_full", "partial_over_full", "partial_over_ideal", "deciding_over_full")
-    assert all(0 < measured[name] < math.inf for name in ratios)
+    assert all(0 < measured[name] < math.inf for name in ratios) and measured["choosing_over_full"] is None
+    assert costs.measure("nano", 0.2, costs.POLICIES["chosen by content"])["choosing_over_full"] > 0
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's peak memory")
