@@ -2,17 +2,15 @@
 
     python comfyui_runs.py COMFYUI_DIR ROOT TASKS.json
 
-TASKS holds ``sigmas``, ``cfg``, ``threads``, ``clips`` and ``runs``: name -> ``{}`` for full compute, or
-``{"policy": JSON}``, or ``{"easycache": threshold}``, or ``{"sigmas": [...]}``, another schedule; and, if not 7 and
-euler, ``seed`` and ``sampler``. A clip is one of nano's by its index, or video, mask and prompt in its ``source``, an
-npz. Its ``file`` becomes an npz with the decoded video of each run under its name, ``seconds.NAME`` of its sampling,
-and ``stats.NAME``, what HetCache said of it.
+TASKS holds ``sigmas``, ``cfg``, ``threads``, ``seed``, ``sampler``, ``clips`` and ``runs``: name -> ``{}`` for full
+compute, or ``{"policy": JSON}``, or ``{"easycache": threshold}``, or ``{"sigmas": [...]}``, another schedule. A clip is
+video, mask and prompt in its ``source``, an npz. Its ``file`` becomes an npz with the decoded video of each run under
+its name, ``seconds.NAME`` of its sampling, and ``stats.NAME``, what HetCache said of it.
 """
 
 import json
 import sys
 import time
-from types import SimpleNamespace
 
 COMFYUI, ROOT, TASKS = sys.argv[1:4]
 sys.path[:0] = [COMFYUI, ROOT]
@@ -32,7 +30,6 @@ from comfy_extras.nodes_wan import WanVaceToVideo  # noqa: E402
 
 from hetcache_core import CachePolicy  # noqa: E402
 from hetcache_core.hosts import comfyui as host  # noqa: E402
-from nano.clips import HELD_OUT, TUNING, make_clip  # noqa: E402
 
 
 def load_pack():
@@ -61,23 +58,15 @@ def patched(model, run: dict, mask: torch.Tensor):
     return model, None
 
 
-def load(task: dict):
-    """The clip of a task: something with ``video``, ``mask`` and ``prompt``."""
-    if "source" in task:
-        with np.load(task["source"]) as held:
-            return SimpleNamespace(video=held["video"], mask=held["mask"], prompt=str(held["prompt"]))
-    seeds = {"held-out": HELD_OUT, "tuning": TUNING}[task["split"]]
-    return make_clip(seeds[task["index"]], task["frames"], task["size"], task["size"], tuple(task["mask"]))
-
-
 def edit(task: dict, demo, tasks: dict) -> dict:
     """All runs of one clip."""
-    clip, runs, cfg, seed = load(task), tasks["runs"], tasks["cfg"], tasks.get("seed", 7)
-    full_sigmas = torch.tensor(tasks["sigmas"])
-    model, vae, positive, negative = demo.execute(*clip.prompt.split()).result[:4]
-    mask = torch.from_numpy(clip.mask).float()
-    video = torch.from_numpy(np.where(clip.mask[..., None], 0.5, clip.video / 255).astype(np.float32))
-    frames, height, width = clip.mask.shape
+    runs, cfg, seed, full_sigmas = tasks["runs"], tasks["cfg"], tasks["seed"], torch.tensor(tasks["sigmas"])
+    with np.load(task["source"]) as source:
+        video, covered, prompt = source["video"], source["mask"], str(source["prompt"])
+    model, vae, positive, negative = demo.execute(*prompt.split()).result[:4]
+    mask = torch.from_numpy(covered).float()
+    video = torch.from_numpy(np.where(covered[..., None], 0.5, video / 255).astype(np.float32))
+    frames, height, width = covered.shape
     size = (width, height, frames, 1, 1.0)
     positive, negative, latent, _ = WanVaceToVideo.execute(
         positive, negative, vae, *size, control_video=video, control_masks=mask
@@ -85,13 +74,13 @@ def edit(task: dict, demo, tasks: dict) -> dict:
     noise = comfy.sample.prepare_noise(latent["samples"], seed)
 
     def sample(model, sigmas):
-        sampler = comfy.samplers.sampler_object(tasks.get("sampler", "euler"))
+        sampler = comfy.samplers.sampler_object(tasks["sampler"])
         return comfy.samplers.sample(
             model, noise, positive, negative, cfg, model.load_device, sampler, sigmas,
             latent_image=latent["samples"], seed=seed, disable_pbar=True,
         )  # fmt: skip
 
-    out = {"mask": clip.mask}
+    out = {"mask": covered}
     sample(model, full_sigmas[:3])  # warms up
     for name, run in runs.items():
         used, report = patched(model, run, mask)

@@ -70,31 +70,6 @@ def costs_table(result: dict) -> list[str]:
     return lines
 
 
-def comfyui_table(result: dict) -> list[str]:
-    """Rows for the benchmark inside ComfyUI."""
-    settings, summary, machine = result["settings"], result["summary"], result["machine"]
-    best = summary["best_easycache"]
-    clips = len({row["clip"] for row in result["rows"]})
-    lines = [
-        f"**Inside ComfyUI**: {settings['steps']} steps, cfg {settings['cfg']:g}, {settings['size']}x"
-        f"{settings['size']}, {settings['frames']} frames, {clips} held-out clips, seconds of the sampler "
-        f"({made_on(machine)}):",
-        "",
-        "| | speed (measured) | PSNR mask |",
-        "|---|---|---|",
-    ]
-    labels = {
-        "hetcache": f"**HetCache, speed {settings['speed']:g}**",
-        best["run"]: f"EasyCache, threshold {best['run'].rpartition('-')[2]}, its best at that time",
-        "diffusers": "HetCache in diffusers, the same clips",
-    }
-    for run, label in labels.items():
-        speed = f"{summary[run]['speed']:.2f}x" if "speed" in summary[run] else ""
-        lines.append(f"| {label} | {speed} | {summary[run]['psnr_mask']:.1f} dB |")
-    lines += ["", f"HetCache over EasyCache, paired: {best['gain_mask']:+.1f} ± {best['gain_spread']:.1f} dB."]
-    return lines
-
-
 def panel_table(result: dict) -> list[str]:
     """What watching a run costs it, in a sentence."""
     settings, summary, machine = result["settings"], result["summary"], result["machine"]
@@ -173,7 +148,7 @@ def sections() -> dict[Path, str]:
     behind = [bench_table(result) for result in benched]
     tables = (
         ("tiers", tiers.front, front), ("tiers", tiers.table, behind), ("traffic", traffic.table, behind),
-        ("real-size", real_size.table, front), ("comfyui", comfyui_table, behind), ("panel", panel_table, front),
+        ("real-size", real_size.table, front), ("panel", panel_table, front),
         ("costs", costs_table, behind), ("forecasts", forecasts.table, behind), ("kinds", kinds_table, behind),
     )  # fmt: skip
     for name, table, parts in tables:
