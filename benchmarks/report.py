@@ -61,7 +61,7 @@ def costs_table(result: dict) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
-        choosing = "" if row["choosing_over_full"] is None else f"{row['choosing_over_full']:.2%}"
+        choosing = f"{row['choosing_over_full']:.2%}" if row.get("choosing_over_full") else ""
         lines.append(
             f"| {row['shape']} | {row['mask_fraction']:.0%} | {row['policy']} | {row['partial_over_full']:.2f} | "
             f"{row['partial_over_ideal']:.2f} | {row['reuse_over_full']:.2%} | {row['deciding_over_full']:.2%} | "

@@ -50,7 +50,7 @@ class Engine(Routing):
         self.blocks: BlockCache | None = None
         self.closed = False
         self._forecasts: Forecasts | None = None
-        self._evaluation = -1
+        self._evaluation, self._storing = -1, []
         self._decision, self._reason, self._after_end = FULL, "", "after the end"
         self._off = {PARTIAL: setup.no_partials, BLOCKS: setup.no_blocks, GUIDANCE: ""}  # no more done, and why
         reason = why_full(policy, setup)
@@ -109,7 +109,7 @@ class Engine(Routing):
         Returns:
             The prediction ``[B, C, T, H, W]`` in the model's dtype.
         """
-        watch = Stopwatch(sample.device)
+        watch, self._storing = Stopwatch(sample.device), []
         if evaluation != self._evaluation:
             self._begin(evaluation)
         self.streams = streams
@@ -133,7 +133,9 @@ class Engine(Routing):
             len(self.partials.selection) if decision in parts else 0 if decision == REUSE else self.setup.grid.size
         )
         held, kept, deltas = (s.bytes if s else 0 for s in (self.partials, self._forecasts, self.blocks))
-        self.stats.add(evaluation, self._sigma, decision, reason, computed, watch, held, kept, deltas)
+        self.stats.add(
+            evaluation, self._sigma, decision, reason, computed, watch, held, kept, deltas, self._storing
+        )
         self._served.update(streams)
         if evaluation >= self.setup.evaluations - 1 and self._served.issuperset(self._forecasts or ()):
             self.close()

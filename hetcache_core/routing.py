@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 from .attention import Attend
 from .blocks import Block, BlockCache
+from .device import Stopwatch
 from .error_model import BLOCKS, FULL, PARTIAL, PARTS
 from .forecasts import Forecasts
 from .partial import Partials
@@ -34,6 +37,7 @@ class Routing:
     _off: dict[str, str]  # kinds of evaluation that are no more done, and why
     _decision: str
     _reason: str
+    _storing: list[Stopwatch]  # of this call
 
     def self_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
         """Self-attention of one layer, through the context memory where this evaluation calls for it.
@@ -53,7 +57,8 @@ class Routing:
             return self.partials.join(layer, self.streams, query, key, value, attend)
         if mode == "capture":
             try:
-                self.partials.capture(layer, self.streams, self._speaker, query, key, value)
+                with self._stored(query.device):
+                    self.partials.capture(layer, self.streams, self._speaker, query, key, value)
             except Exception as error:  # the generation itself does not need what could not be kept
                 self.give_up_partials(f"context could not be remembered ({named(error)})")
         return attend(query, key, value, None)
@@ -72,10 +77,19 @@ class Routing:
         output = compute(hidden)
         if mode == "capture":
             try:
-                self.blocks.capture(index, self.streams, hidden, output)
+                with self._stored(hidden.device):
+                    self.blocks.capture(index, self.streams, hidden, output)
             except Exception as error:  # the generation itself does not need what could not be kept
                 self.give_up_blocks(f"block deltas could not be kept ({named(error)})")
         return output
+
+    @contextmanager
+    def _stored(self, device: torch.device) -> Iterator[None]:
+        """Time what is done here as storing."""
+        watch = Stopwatch(device)
+        yield
+        watch.stop()
+        self._storing.append(watch)
 
     @property
     def _speaker(self) -> Hashable:

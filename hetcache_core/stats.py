@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import statistics
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -28,8 +28,9 @@ from .tokens import TokenClasses, TokenGrid
 class EvaluationRecord:
     """One evaluation: what was done, why, for how many tokens, how long, holding how much.
 
-    ``seconds`` sums its model calls; ``context_bytes`` is the context memory, ``forecast_bytes`` the kept predictions,
-    ``block_bytes`` the background blocks' deltas.
+    ``seconds`` sums its model calls; of them, ``storing_seconds`` went into storing context and deltas on a full
+    evaluation, which the stock model need not do; ``context_bytes`` is the context memory, ``forecast_bytes`` the kept
+    predictions, ``block_bytes`` the background blocks' deltas.
     """
 
     index: int
@@ -38,6 +39,7 @@ class EvaluationRecord:
     reason: str
     tokens: int
     seconds: float = 0.0
+    storing_seconds: float = 0.0
     context_bytes: int = 0
     forecast_bytes: int = 0
     block_bytes: int = 0
@@ -64,7 +66,7 @@ class RunStats:
         self.remembered: torch.Tensor | None = None  # token indices whose keys and values are kept
         self.last_selection: torch.Tensor | None = None  # what the last partial evaluation computed
         self._records: dict[int, EvaluationRecord] = {}
-        self._watches: list[tuple[int, Stopwatch]] = []
+        self._watches: list[tuple[int, str, Stopwatch]] = []  # evaluation, field it adds to
         self._changes: dict[Hashable, tuple[ChangeRecorder, ChangeRecorder]] = {}
 
     def begin(self, plan: Plan | None, tier: MemoryTier, selected: int, note: str) -> None:
@@ -96,6 +98,7 @@ class RunStats:
         context: int,
         kept: int,
         deltas: int = 0,
+        storing: Sequence[Stopwatch] = (),
     ) -> None:
         """Note one model call; calls of one evaluation add up, and the dearest decision among them names it."""
         watch.stop()
@@ -106,7 +109,8 @@ class RunStats:
         record.context_bytes = max(record.context_bytes, context)
         record.forecast_bytes = max(record.forecast_bytes, kept)
         record.block_bytes = max(record.block_bytes, deltas)
-        self._watches.append((index, watch))
+        self._watches.append((index, "seconds", watch))
+        self._watches += [(index, "storing_seconds", stored) for stored in storing]
 
     def measure(self, stream: Hashable, patches: torch.Tensor) -> None:
         """Take in a prediction of a run that measures changes, patches ``[rows, C, L, 2, 2]``."""
@@ -154,8 +158,7 @@ class RunStats:
     @property
     def records(self) -> list[EvaluationRecord]:
         """Every evaluation so far, in order."""
-        for index, watch in self._watches:
-            self._records[index].seconds += watch.seconds
+        self._read(self._watches)
         self._watches.clear()
         return [self._records[i] for i in sorted(self._records)]
 
@@ -166,13 +169,16 @@ class RunStats:
 
     def so_far(self) -> RunStats:
         """These statistics without the evaluations a device still works on: reading them never waits for it."""
-        working = [(index, watch) for index, watch in self._watches if not watch.finished]
-        self._watches, done = working, [pair for pair in self._watches if pair not in working]
-        for index, watch in done:
-            self._records[index].seconds += watch.seconds
-        view, open_ = copy.copy(self), {index for index, _ in working}
+        working = [entry for entry in self._watches if not entry[-1].finished]
+        self._watches, done = working, [entry for entry in self._watches if entry not in working]
+        self._read(done)
+        view, open_ = copy.copy(self), {index for index, *_ in working}
         view._watches, view._records = [], {i: r for i, r in self._records.items() if i not in open_}
         return view
+
+    def _read(self, watches: list[tuple[int, str, Stopwatch]]) -> None:
+        for index, field, watch in watches:
+            setattr(self._records[index], field, getattr(self._records[index], field) + watch.seconds)
 
     @property
     def decisions(self) -> str:
@@ -187,9 +193,11 @@ class RunStats:
     def seconds_of(self, decision: str) -> float:
         """Median seconds of an evaluation of this kind, 0 if there was none.
 
-        The run's first evaluation warms caches and kernels up; it counts only when it is the only one.
+        Of a full one, what the stock model would take: without what went into storing. The run's first evaluation
+        warms caches and kernels up; it counts only when it is the only one.
         """
-        times = [r.seconds for r in self.records if r.decision == decision]
+        stored = decision == FULL
+        times = [r.seconds - stored * r.storing_seconds for r in self.records if r.decision == decision]
         return statistics.median(times[1:] if decision == FULL and len(times) > 1 else times) if times else 0.0
 
     @property

@@ -93,7 +93,8 @@ def test_real_size_runs_small(tmp_path):
     assert rows.keys() == real_size.TIERS.keys()
     assert all(row["decisions"] == real_size.PLAN and not row["warnings"] for row in rows.values())
     assert rows["packed"]["context_mb"] < rows["on the device"]["context_mb"]
-    assert rows["weighted prune"]["context_mb"] == 0
+    assert rows["weighted prune"]["context_mb"] == rows["weighted prune"]["ms_storing"] == 0
+    assert 0 < rows["packed"]["ms_storing"]
     assert 0 < rows["weighted prune"]["ideal_partial_over_full"] < rows["on the device"]["ideal_partial_over_full"] < 1
     assert all(0 < row["ms_decide"] < row["ms_full"] and row["ms_select"] > 0 for row in rows.values())
     assert {name for name, row in rows.items() if row["ms_look"]} == {"weighted prune, chosen by content"}

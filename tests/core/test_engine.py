@@ -265,8 +265,15 @@ def test_a_lone_cold_full_evaluation_makes_speed_an_estimate():
     engine, _, _ = whole_run(CachePolicy(schedule="FPPPPP"), steps=6)
     assert engine.stats.speed_is_estimated and "estimated" in engine.stats.summary()
     for record in engine.stats.records:
-        record.seconds = 30.0 if record.decision == "F" else engine.stats.costs.partial
+        record.storing_seconds, record.seconds = 0.0, 30.0 if record.decision == "F" else engine.stats.costs.partial
     assert engine.stats.speed == pytest.approx(6 / (1 + 5 * engine.stats.costs.partial))
+
+
+def test_storing_context_is_timed_where_it_happens():
+    engine, _, _ = whole_run(CachePolicy(schedule="FFPRFPRF"), steps=8)
+    stored = {i: 0 < r.storing_seconds < r.seconds for i, r in enumerate(engine.stats.records)}
+    assert [i for i, did in stored.items() if did] == [0, 1, 4]  # no partial one follows the last
+    assert all(r.storing_seconds == 0 for r in engine.stats.records if not stored[r.index])
 
 
 def test_the_outlook_is_known_before_sampling():

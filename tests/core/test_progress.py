@@ -50,9 +50,21 @@ def test_a_snapshot_leaves_out_what_the_device_still_works_on():
     told = snapshot(stats, 4)
     assert told["decisions"] == "FR" and told["seconds"] == [1.0, 0.0] and stats.count == 4
     assert snapshot(stats, 4)["decisions"] == "FR"  # asking changes nothing
-    for _, watch in stats._watches:
+    for *_, watch in stats._watches:
         watch.finished = True
     assert snapshot(stats, 4)["decisions"] == "FRPR" and stats.seconds == 1.5
+
+
+def test_speed_is_against_full_evaluations_that_store_nothing():
+    """Or dear ways to remember would look fast."""
+    stats = RunStats(CachePolicy(speed=2.0), GRID, classes())
+    stats.begin(Plan("FFPPF", 2.0, 0.1), NO_MEMORY, 5, "")
+    for i, letter in enumerate("FFPPF"):
+        storing = [Watch(0.25), Watch(0.25)] if i < 2 else []
+        took = {"F": 1.0, "P": 0.25}[letter] + sum(watch.seconds for watch in storing)
+        stats.add(i, 1 - i / 5, letter, "planned", 5, Watch(took), 7, 1, storing=storing)
+    assert stats.seconds == 4.5 and stats.seconds_of("F") == 1.0
+    assert stats.speed == 5 / 4.5 and stats.records[1].storing_seconds == 0.5
 
 
 def test_a_snapshot_with_waiting_is_the_whole_truth():
