@@ -7,10 +7,11 @@
 A *setting* (host, steps, cfg, mask, sampler, frames, size; `benchmarks.settings`) fills one file of
 `benchmarks/results/bench`. Every clip is edited in full once; every other run starts from the same noise and is
 compared with that edit in the mask, in the ring around it, outside, and overall. Speeds are against full evaluations
-timed in the same run; for fewer steps the ratio of the steps, for crop-and-stitch and inside ComfyUI against the
-clip's full run. Rivals use the knobs that `benchmarks.rivals.tune` chose on other clips for each time budget. A run
-that was stopped goes on where it was; rows made with other knobs are made anew, with `--anew` also those of another
-machine, version or commit. A row's ``machine`` says which of the file's ``machines`` (versions, commit) it was made on.
+timed in the same run, without what they spend on storing context; for fewer steps the ratio of the steps, for
+crop-and-stitch and inside ComfyUI against the clip's full run. Rivals use the knobs that `benchmarks.rivals.tune` chose
+on other clips for each time budget. A run that was stopped goes on where it was; rows made with other knobs are made
+anew, with `--anew` also those of another machine, version or commit. A row's ``machine`` says which of the file's
+``machines`` (versions, commit) it was made on.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@
 Costs do not depend on what a model has learned, so Wan2.1-VACE 1.3B and 14B are built with random weights on the GPU in
 bf16. For every mask and way of remembering context a short run with every kind of evaluation is timed by CUDA events;
 `--speeds` then times whole runs as the planner makes them. Both are set against the stock model's evaluations, which
-store no context, timed just before. What deciding and choosing context take is timed beside them. A run that was
-stopped, or had no more `--minutes`, goes on where it was. Without a GPU this runs too, on sizes as small as the
-machine.
+store no context, timed once for each size and mask. What deciding and choosing context take is timed beside them. A run
+that was stopped, or had no more `--minutes`, goes on where it was. Without a GPU this runs too, on sizes as small as
+the machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -219,29 +218,37 @@ def main(arguments: list[str] | None = None) -> None:
             raise SystemExit(f"{args.out} is of another machine, version or commit: move it away, or name another file")
         result = before
 
-    def measure(part: str, head: dict, measured: Callable[[], dict]) -> None:
+    def lacks(part: str, head: dict) -> bool:
         done = any(head.items() <= row.items() for row in result[part])
-        if done or time.monotonic() - began > 60 * args.minutes:
-            return
-        result[part].append({**head, **measured()})
-        print(json.dumps(result[part][-1]), flush=True)
+        return not done and time.monotonic() - began < 60 * args.minutes
+
+    def add(part: str, row: dict) -> None:
+        result[part].append(row)
+        print(json.dumps(row), flush=True)
         write(args.out, result)
 
     for name in args.models:
-        model = build(name, device, dtype)
-        for size in args.sizes:
-            grid = latent_size(size)
-            for mask in args.masks:
-                call, head = inputs(grid, mask, device, dtype), {"model": name, "size": size, "mask": mask}
-                plain = functools.cache(functools.partial(stock, model, call))
-                for tier in args.tiers:
-                    policy = replace(CachePolicy(schedule=PLAN, memory_budget_mb=2**17), **TIERS[tier])
-                    of = functools.partial(one, model, name, grid, call, policy)
-                    measure("evaluations", {**head, "tier": tier}, lambda of=of, plain=plain: of(plain()))
-                for speed in args.speeds:
-                    of = functools.partial(whole, model, call, speed, args.steps)
-                    measure("runs", {**head, "target": speed}, lambda of=of, plain=plain: of(plain()))
-        del model
+        _measure(name, args, device, dtype, lacks, add)
+
+
+def _measure(name: str, args: argparse.Namespace, device: torch.device, dtype: torch.dtype, lacks, add) -> None:
+    """All of a model's rows that lack, handed to ``add(part, row)``; the model is built for the first and gone with the
+    last."""
+    model = functools.cache(functools.partial(build, name, device, dtype))
+    for size in args.sizes:
+        grid = latent_size(size)
+        for mask in args.masks:
+            head, call = {"model": name, "size": size, "mask": mask}, inputs(grid, mask, device, dtype)
+            plain = functools.cache(lambda call=call: stock(model(), call))
+            for tier in args.tiers:
+                here, policy = {**head, "tier": tier}, CachePolicy(schedule=PLAN, memory_budget_mb=2**17)
+                if lacks("evaluations", here):
+                    found = one(model(), name, grid, call, replace(policy, **TIERS[tier]), plain())
+                    add("evaluations", {**here, **found})
+            for speed in args.speeds:
+                here = {**head, "target": speed, "steps": args.steps}
+                if lacks("runs", here):
+                    add("runs", {**here, **whole(model(), call, speed, args.steps, plain())})
 
 
 if __name__ == "__main__":

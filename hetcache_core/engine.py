@@ -172,7 +172,7 @@ class Engine(Routing):
             self._decision, self._reason = FULL, reason
         if self.partials:
             position = self.setup.position(evaluation)
-            self.partials.begin(position)
+            self.partials.begin(position, self._decision == FULL)
             self._forecasts.begin(position if self._decision == FULL else None)
         for kind, store in ((PARTIAL, self.partials), (BLOCKS, self.blocks)):
             if store and kind not in PARTS.get(self._decision, self._decision) and not self._expects(kind, evaluation):

@@ -46,6 +46,11 @@ class Apart:
         self._channels = Channels.of(difference)
         self._rows.keep([self._rows.coded(piece, self._channels) for piece in pieces(difference)], self._channels)
 
+    def shift(self, slots: Tensor, by: Tensor) -> None:
+        """Add to the difference of some slots ``[K]``, ``[B, K, heads, head_dim]``."""
+        fetched = self._rows.fetch(by.device)
+        self._rows.renew(slots, self._rows.get(fetched, slots) + by, fetched)
+
     def renew(self, slots: Tensor, rows: Tensor, first: Tensor, fetched: list[list[Tensor]]) -> None:
         """Take in rows ``[B, K, heads, head_dim]`` of some slots ``[K]`` and the first stream's beside them."""
         self._rows.renew(slots, rows - first, fetched[0])
@@ -70,7 +75,8 @@ class LayerMemory:
         self._tier, self._first, self._host = tier, leading, host
         self._kept: dict[Hashable, Trajectory | Apart] = {}
         self._recorded: dict[Hashable, float] = {}
-        self._renewed: float | None = None  # where slots of the leading stream were renewed last
+        self._renewed: dict[Hashable, float] = {}
+        self._turned = False  # whether another stream leads than did, for the order of the calls
 
     @property
     def bytes(self) -> int:
@@ -87,21 +93,29 @@ class LayerMemory:
         position: float,
         chosen: Tensor | None = None,
         fetched: Fetched | None = None,
+        whole: bool = False,
     ) -> None:
         """Take in all rows of some streams, computed anew at a position.
+
+        A host that gives up batching midway changes the order of its calls. On an evaluation that computes all streams
+        in full, a leading one that is not the first to come would leave others told apart from where it was expected;
+        so that it leads no longer, once in a run.
 
         Args:
             chosen: indices of the rows that are kept ``[M]``, None where all given are.
             fetched: what :meth:`fetch` gave, to save fetching it now.
+            whole: whether all streams of the run are computed in full in this evaluation.
         """
         if not self._kept and self._first not in rows:
             self._first = next(iter(rows))
         known = dict(fetched or {})
+        turned = whole and bool(self._tier.apart_bits) and not self._turned and self._first not in rows
+        turned = turned and self._recorded[self._first] < position
         for stream in sorted(rows, key=self._leads, reverse=True):
-            if not self._leads(stream) and self._leaves_behind(stream, position):
-                self._kept.clear()
+            if not self._leads(stream) and (self._recorded.get(stream, -1) > self._recorded[self._first] or turned):
+                self._kept.clear()  # the leading one has left the run, or does no longer come first
                 self._recorded.clear()
-                self._first = stream
+                self._first, self._turned = stream, turned
             if self._leads(stream) or self._tier.apart_bits:
                 taken = rows[stream] if chosen is None else rows[stream].index_select(1, chosen)
                 self._record(stream, taken, position, known.get(stream if self._leads(stream) else self._first))
@@ -109,15 +123,6 @@ class LayerMemory:
             self._recorded[stream] = position
         for kept in self._kept.values():
             kept.settle()
-
-    def _leaves_behind(self, stream: Hashable, position: float) -> bool:
-        """Whether a stream that is about to be recorded must lead from now on.
-
-        Where the host's calls have changed their order, the leading stream will yet come, and a difference from where
-        it is now expected would be wrong once it has. Where one copy serves all, only its leaving the run counts.
-        """
-        newest = position if self._tier.apart_bits else self._recorded.get(stream, -1)
-        return newest > self._recorded[self._first]
 
     def _record(self, stream: Hashable, rows: Tensor, position: float, fetched: list[list[Tensor]] | None) -> None:
         tier, kept = self._tier, self._kept.get(stream)
@@ -154,19 +159,38 @@ class LayerMemory:
     ) -> None:
         """Take in some slots ``[K]`` of some streams, ``[B, K, heads, head_dim]`` each, computed anew.
 
-        A stream that comes before the leading one is left as it is: it goes on as that one moves.
-
         Args:
             damping, fetched: as in :meth:`expect`; what was fetched is renewed as well.
         """
         for stream in sorted(rows.keys() & self._kept.keys(), key=self._leads, reverse=True):
             kept, here = self._kept[stream], fetched[stream]
             if self._leads(stream):
-                kept.renew(position, slots, rows[stream], here)
-                self._renewed = position
-            elif self._renewed == position:
+                self._renew_first(kept, position, damping, slots, rows[stream], here)
+            else:  # the first one's, renewed or expected
                 first = self._kept[self._first].at(position, damping, fetched[self._first], slots)
                 kept.renew(slots, rows[stream], first, here)
+            self._renewed[stream] = position
+
+    def _renew_first(
+        self,
+        kept: Trajectory,
+        position: float,
+        damping: float | Tensor,
+        slots: Tensor,
+        rows: Tensor,
+        fetched: list[list[Tensor]],
+    ) -> None:
+        """Renew a stream that leads. Those that came before it in this evaluation stay what they were seen to be,
+        though their differences are from where it was expected.
+        """
+        seen = {**self._recorded, **self._renewed}
+        before = [other for s, other in self._kept.items() if not self._leads(s) and seen.get(s) == position]
+        expected = kept.at(position, damping, fetched, slots) if before else None
+        kept.renew(position, slots, rows, fetched)
+        if before:
+            moved = expected - kept.at(position, damping, fetched, slots)
+            for other in before:
+                other.shift(slots, moved)
 
     def _leads(self, stream: Hashable) -> bool:
         return self._tier.apart_bits is None or stream == self._first

@@ -44,7 +44,7 @@ class ContextMemory:
     def __post_init__(self):
         self._layers: dict[int, tuple[LayerMemory, LayerMemory]] = {}
         self._ahead: dict[tuple[int, tuple[Hashable, ...]], tuple[list[Fetched], Any]] = {}
-        self._position, self._damping = 0.0, 1.0
+        self._position, self._damping, self._whole = 0.0, 1.0, False
         self._slots: Tensor | None = None
         self._kept: set[Hashable] = set()
         self._host = HostMemory() if self.tier.offload else None
@@ -70,9 +70,9 @@ class ContextMemory:
         if self._host is not None:
             self._host.release()
 
-    def begin(self, position: float) -> None:
-        """A new evaluation, at this place along the schedule."""
-        self._position = position
+    def begin(self, position: float, whole: bool = False) -> None:
+        """A new evaluation, at this place along the schedule; ``whole``: all its streams are computed in full."""
+        self._position, self._whole = position, whole
         self._ahead.clear()
 
     # ---- full evaluations
@@ -98,7 +98,7 @@ class ContextMemory:
         for each, rows, here in zip(kept, (key, value), fetched, strict=True):
             chunks = dict(zip(streams, rows.chunk(len(streams)), strict=True))
             some = {stream: chunks[stream] for stream in streams if stream in self._kept}
-            each.record(some, self._position, self.remembered.indices, here)
+            each.record(some, self._position, self.remembered.indices, here, self._whole)
         if layer == self.layers - 1:
             self.peak_bytes = max(self.peak_bytes, self.bytes)
 

@@ -62,11 +62,11 @@ class Partials:
         self.clear()
         self.mode, self.selection, self._key_weights = "idle", None, None
 
-    def begin(self, position: float) -> None:
-        """A new evaluation, at this place along the schedule."""
+    def begin(self, position: float, whole: bool) -> None:
+        """A new evaluation, at this place along the schedule; ``whole``: all its streams are computed in full."""
         self.selection = None
         if self.memory:
-            self.memory.begin(position)
+            self.memory.begin(position, whole)
 
     def select(self, computed_at: Tensor, damping: float | Tensor = 1.0) -> Tensor:
         """An evaluation's tokens, sorted ``[N]``; sets up keys and weights to match.

@@ -93,11 +93,9 @@ class Routing:
 
     @property
     def _speaker(self) -> Hashable:
-        """The stream whose attention is looked at: the one whose change speaks for all, though it may yet come."""
-        conditional = self.setup.conditional
-        if conditional is not None and conditional not in self._forecasts:
-            return conditional
-        return self._forecasts.watched if self._forecasts else self.streams[0]
+        """The stream whose attention is looked at, the one whose change speaks for all."""
+        first = self.streams[0] if self.setup.conditional is None else self.setup.conditional
+        return self._forecasts.watched if self._forecasts else first
 
     @property
     def routes_blocks(self) -> bool:

@@ -3,8 +3,8 @@
 At a full evaluation the context tokens of one attention layer are clustered by K-Means, and every token gets as its
 importance the attention that generative tokens pay to it; each cluster then keeps its most important tokens. The paper
 leaves open which features, which layer, and what a kept token stands for. Our choices: the layer's values (keys carry
-rotary position), the middle main block, the conditional stream where it is known, and a log-weight per cluster, since a
-cluster's few stand for all of it.
+rotary position), the middle main block, the conditional stream where the first call tells it, and a log-weight per
+cluster, since a cluster's few stand for all of it.
 """
 
 from __future__ import annotations

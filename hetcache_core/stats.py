@@ -193,8 +193,8 @@ class RunStats:
     def seconds_of(self, decision: str) -> float:
         """Median seconds of an evaluation of this kind, 0 if there was none.
 
-        Of a full one, what the stock model would take: without what went into storing. The run's first evaluation
-        warms caches and kernels up; it counts only when it is the only one.
+        Of a full one, without what went into storing context, which the stock model need not do. The run's first
+        evaluation warms caches and kernels up; it counts only when it is the only one.
         """
         stored = decision == FULL
         times = [r.seconds - stored * r.storing_seconds for r in self.records if r.decision == decision]

@@ -201,10 +201,13 @@ MIXCACHE_KNOBS = tuple(
     for trigger in (0.035, 0.1, 1.0) for deviation in (0.03, 0.1, 0.3, 1.0)
 )  # fmt: skip
 
+NO_REUSE = {"threshold": 1.0, "max_reuse": 0}  # partial wherever it may be: with few steps that can be the better half
+
 HETCACHE_KNOBS = tuple(
-    {"threshold": threshold, "context_share": share}
-    for share in (0.05, 0.3, 0.7) for threshold in (0.02, 0.03, 0.045, 0.06, 0.08, 0.11, 0.2, 0.4, 0.8)
-)  # fmt: skip
+    {**decided, "context_share": share}
+    for share in (0.05, 0.3, 0.7)
+    for decided in (*_thresholds(0.02, 0.03, 0.045, 0.06, 0.08, 0.11, 0.2, 0.4, 0.8), NO_REUSE)
+)
 
 METHODS: dict[str, Method] = {
     "ours": Method("**HetCache**", policy=_ours(), kind="ours"),
@@ -228,7 +231,7 @@ METHODS: dict[str, Method] = {
             "hetcache", forecast_order=2, memory_share=1.0, context_sampling="stalest", context_share=0.15,
             margin_space=0,
         ),
-        knobs=_thresholds(0.01, 0.02, 0.03, 0.045, 0.07, 0.1, 0.15, 0.22, 0.33, 0.5, 0.8),
+        knobs=(*_thresholds(0.01, 0.02, 0.03, 0.045, 0.07, 0.1, 0.15, 0.22, 0.33, 0.5, 0.8), NO_REUSE),
     ),
     "hetcache": Method("HetCache paper", policy=_paper("hetcache"), kind="paper", knobs=HETCACHE_KNOBS),
     # as published: no interval of its reaches twice the speed beside a VACE branch, and longer ones only spoil more

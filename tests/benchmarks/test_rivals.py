@@ -1,5 +1,7 @@
 """The rivals' rules on hand-made signals, and their hooks on small models."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,12 +10,12 @@ pytest.importorskip("diffusers", reason="the benchmarks need diffusers")
 
 from diffusers import WanVACETransformer3DModel
 
-from benchmarks.rivals import crop
+from benchmarks.rivals import crop, methods
 from benchmarks.rivals.calibrate import Recorder, calibrated
 from benchmarks.rivals.hooks import Cache, ForwardCache, StackCache, timed
 from benchmarks.rivals.packaged import CacheDiT, FirstBlockOfDiffusers
 from benchmarks.rivals.rules import EasyCache, FirstBlock, MagCache, TeaCache, nearest, shifted
-from benchmarks.settings import Source
+from benchmarks.settings import Setting, Source
 from tests.hosts.small_wan import SMALL, control, noise, prompts, randomised, relative, sample
 
 STEPS = 12
@@ -245,3 +247,25 @@ def test_the_crops_noise_is_its_part_of_the_whole():
     whole = crop.noise((5, 96, 96), slice(0, 96), slice(0, 96), 7)
     assert whole.shape == (1, 16, 2, 12, 12)
     assert torch.equal(crop.noise((5, 96, 96), slice(32, 64), slice(16, 64), 7), whole[..., 4:8, 2:8])
+
+
+@pytest.mark.parametrize(("budget", "steps"), [(2.0, 6), (4.0, 3), (40.0, 1)])
+def test_a_crop_takes_as_many_steps_as_fit_by_their_time(monkeypatch, budget, steps):
+    """Of a clip that takes 10 seconds a step for six, and a crop that takes 5."""
+
+    class Edit:
+        def __init__(self, source, *args):
+            self.shape = source.video.shape
+
+        def sample(self, count, policy):
+            return None, SimpleNamespace(seconds=5.0 * count, seconds_of=lambda kind: 5.0)
+
+        def decode(self, latents):
+            return np.zeros(self.shape, np.float32)
+
+    monkeypatch.setattr(methods, "LatentEdit", Edit)
+    mask = np.broadcast_to(masked(slice(40, 50), slice(33, 70))[1], (5, 96, 96))
+    source = Source(np.zeros((5, 96, 96, 3), np.uint8), mask, "red circle", 0)
+    full = SimpleNamespace(seconds_of=lambda kind: 10.0)
+    case = SimpleNamespace(source=source, setting=Setting(steps=6, moving=False), full=full)
+    assert methods.METHODS["crop"](case, budget, {"padding": 0}).stats.seconds == 5.0 * steps

@@ -265,8 +265,9 @@ def test_a_lone_cold_full_evaluation_makes_speed_an_estimate():
     engine, _, _ = whole_run(CachePolicy(schedule="FPPPPP"), steps=6)
     assert engine.stats.speed_is_estimated and "estimated" in engine.stats.summary()
     for record in engine.stats.records:
-        record.storing_seconds, record.seconds = 0.0, 30.0 if record.decision == "F" else engine.stats.costs.partial
-    assert engine.stats.speed == pytest.approx(6 / (1 + 5 * engine.stats.costs.partial))
+        record.seconds, record.storing_seconds = engine.stats.costs.partial, 0.0
+    engine.stats.records[0].seconds, engine.stats.records[0].storing_seconds = 30.5, 0.5
+    assert engine.stats.speed == pytest.approx(6 / (1 + 0.5 + 5 * engine.stats.costs.partial))
 
 
 def test_storing_context_is_timed_where_it_happens():

@@ -35,9 +35,11 @@ def test_a_stream_that_leaves_the_run_speaks_no_longer():
 
 
 @pytest.mark.parametrize("away", [range(8, 13), range(9, 10)])
-def test_a_stream_that_comes_back_is_computed_in_full_first(away):
+@pytest.mark.parametrize("apart", [16, 4, 0])
+def test_a_stream_that_comes_back_is_computed_in_full_first(away, apart):
     """Where it missed a full evaluation, as with guidance turned off for a part of the run."""
-    engine = Engine(CachePolicy(schedule="FFFRPRPRPRFRPRPRPRPF"), setup())
+    policy = CachePolicy(schedule="FFFRPRPRPRFRPRPRPRPF", memory_bits=8, memory_turn_bits=4, memory_apart_bits=apart)
+    engine = Engine(policy, setup())
     model, back = Model(engine), away[-1] + 1
     for evaluation in range(STEPS):
         model.run(evaluation, ("cond",))
@@ -47,6 +49,7 @@ def test_a_stream_that_comes_back_is_computed_in_full_first(away):
                 assert torch.equal(late, model.velocity(evaluation))
     reasons = [r.reason for r in engine.stats.records if r.index == back]
     assert ("a stream that was away when all was computed" in reasons) == (10 in away)
+    assert engine.stats.decisions[back + 1 :] == policy.schedule[back + 1 :]  # the others remember what they did
 
 
 def test_what_is_computed_is_the_same_whichever_stream_a_host_calls_first():

@@ -179,18 +179,17 @@ def test_context_is_chosen_once_per_full_evaluation(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("main", "calls"),
+    ("main", "conditional", "calls"),
     [
-        ((4, 5, 6), [("cond", "uncond")]),  # VACE blocks first, guidance in one call
-        ((0, 3, 6), [("uncond",), ("cond",)]),  # VACE blocks between, a call for each
-        ((0, 3, 6), [("uncond", "cond")]),
+        ((4, 5, 6), None, [("cond",), ("uncond",)]),  # diffusers: VACE blocks first, a call for each
+        ((0, 3, 6), "cond", [("uncond", "cond")]),  # ComfyUI: VACE blocks between, guidance in one call
     ],
 )
-def test_hosts_look_at_the_same_block_of_the_same_stream(monkeypatch, main, calls):
+def test_hosts_look_at_the_same_block_of_the_same_stream(monkeypatch, main, conditional, calls):
     """By the index of a call, ComfyUI would show a VACE block without the prompt where diffusers shows a main one."""
     seen = []
     monkeypatch.setattr(SemanticSampler, "look", lambda self, query, key, value: seen.append(float(value.mean())))
-    engine = Engine(PAPER, setup(main_layers=main, conditional="cond"))
+    engine = Engine(PAPER, setup(main_layers=main, conditional=conditional))
     for streams in calls:
 
         def compute(selection, streams=streams):

@@ -66,5 +66,7 @@ def test_every_method_shows_its_own_settings(editor):
         assert not shown(editor) & set(hidden) and {"speed", "warmup"} - set(hidden) <= shown(editor), method
     editor.set(NODE, "method", "plan")
     editor.set(NODE, "schedule", "FFRP")
-    editor.set(NODE, "method", "hetcache")
-    assert "schedule" in shown(editor)  # it would be refused: it must be seen to be taken out
+    editor.set(NODE, "profile", "lost.json")
+    editor.set(NODE, "method", "off")
+    editor.until(f"HET.widget('{NODE}', 'refresh').hidden")
+    assert {"schedule", "profile"} <= shown(editor)  # they would be refused: they must be seen to be taken out

@@ -10,13 +10,13 @@ const UNUSED = { // by method; what all look at, or what switches them off, is n
 };
 const ALL = new Set(Object.values(UNUSED).flat());
 
-/** Hide the settings that the node's method does not look at; a text that it would refuse stays to be seen. */
+/** Hide the settings that the node's method does not look at; a text that may be refused stays to be seen. */
 export function showRelevant(node) {
   const widgets = node.widgets ?? [];
   const method = widgets.find((widget) => widget.name === "method")?.value;
   for (const widget of widgets.filter(({ name }) => ALL.has(name))) {
-    const refused = widget.name === "schedule" && String(widget.value ?? "").trim() !== "";
-    const hidden = !refused && (UNUSED[method] ?? []).includes(widget.name);
+    const written = typeof widget.value === "string" && !["", "auto"].includes(widget.value.trim());
+    const hidden = !written && (UNUSED[method] ?? []).includes(widget.name);
     if (Boolean(widget.hidden) === hidden) continue;
     widget.hidden = hidden; // the classic canvas looks here, Nodes 2.0 at the options
     widget.options.hidden = hidden;
