@@ -56,16 +56,13 @@ def costs_table(result: dict) -> list[str]:
         f"**What an evaluation costs** ({result['rows'][0]['tokens']:,} tokens, random weights, "
         f"{made_on(result['machine'])}):",
         "",
-        "| model shape | mask | context | partial / full | partial / ideal | reuse / full | deciding / full | choosing "
-        "by content / full |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model shape | mask | context | partial / full | partial / ideal | reuse / full | deciding / full |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
-        choosing = f"{row['choosing_over_full']:.2%}" if row.get("choosing_over_full") else ""
         lines.append(
             f"| {row['shape']} | {row['mask_fraction']:.0%} | {row['policy']} | {row['partial_over_full']:.2f} | "
-            f"{row['partial_over_ideal']:.2f} | {row['reuse_over_full']:.2%} | {row['deciding_over_full']:.2%} | "
-            f"{choosing} |"
+            f"{row['partial_over_ideal']:.2f} | {row['reuse_over_full']:.2%} | {row['deciding_over_full']:.2%} |"
         )
     return lines
 
