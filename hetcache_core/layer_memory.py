@@ -115,7 +115,7 @@ class LayerMemory:
             if not self._leads(stream) and (self._recorded.get(stream, -1) > self._recorded[self._first] or turned):
                 self._kept.clear()  # the leading one has left the run, or does no longer come first
                 self._recorded.clear()
-                self._first, self._turned = stream, turned
+                self._first, self._turned = stream, self._turned or turned
             if self._leads(stream) or self._tier.apart_bits:
                 taken = rows[stream] if chosen is None else rows[stream].index_select(1, chosen)
                 self._record(stream, taken, position, known.get(stream if self._leads(stream) else self._first))
@@ -165,32 +165,34 @@ class LayerMemory:
         for stream in sorted(rows.keys() & self._kept.keys(), key=self._leads, reverse=True):
             kept, here = self._kept[stream], fetched[stream]
             if self._leads(stream):
-                self._renew_first(kept, position, damping, slots, rows[stream], here)
+                before = [other for s, other in self._kept.items() if s not in rows and self._seen(s, position)]
+                _renew_first(kept, before, (position, damping), slots, rows[stream], here)
             else:  # the first one's, renewed or expected
                 first = self._kept[self._first].at(position, damping, fetched[self._first], slots)
                 kept.renew(slots, rows[stream], first, here)
             self._renewed[stream] = position
 
-    def _renew_first(
-        self,
-        kept: Trajectory,
-        position: float,
-        damping: float | Tensor,
-        slots: Tensor,
-        rows: Tensor,
-        fetched: list[list[Tensor]],
-    ) -> None:
-        """Renew a stream that leads. Those that came before it in this evaluation stay what they were seen to be,
-        though their differences are from where it was expected.
-        """
-        seen = {**self._recorded, **self._renewed}
-        before = [other for s, other in self._kept.items() if not self._leads(s) and seen.get(s) == position]
-        expected = kept.at(position, damping, fetched, slots) if before else None
-        kept.renew(position, slots, rows, fetched)
-        if before:
-            moved = expected - kept.at(position, damping, fetched, slots)
-            for other in before:
-                other.shift(slots, moved)
+    def _seen(self, stream: Hashable, position: float) -> bool:
+        """Whether a stream that leans on the leading one has been computed at a position."""
+        return not self._leads(stream) and position in (self._recorded.get(stream), self._renewed.get(stream))
 
     def _leads(self, stream: Hashable) -> bool:
         return self._tier.apart_bits is None or stream == self._first
+
+
+def _renew_first(
+    first: Trajectory,
+    before: list[Apart],
+    now: tuple[float, float | Tensor],
+    slots: Tensor,
+    rows: Tensor,
+    fetched: list[list[Tensor]],
+) -> None:
+    """Renew a stream that leads, now: at this position, with this damping. Those that came before it in the evaluation
+    stay what they were seen to be, though their differences are from where it was expected."""
+    expected = first.at(*now, fetched, slots) if before else None
+    first.renew(now[0], slots, rows, fetched)
+    if before:
+        moved = expected - first.at(*now, fetched, slots)
+        for other in before:
+            other.shift(slots, moved)

@@ -77,6 +77,8 @@ def test_where_the_calls_change_their_order_every_stream_is_what_it_was_seen_to_
 def test_a_stream_computed_alone_leaves_the_others_where_they_are_expected():
     """In a partial evaluation, one that was away is computed in full; the leading one is only renewed."""
     memory, slots = filled(PACKED), torch.tensor([1, 4])
+    both = {stream: moving(stream, 5)[:, slots] for stream in ("cond", "uncond")}
+    memory.renew(both, 5, 1.0, slots, memory.fetch(("cond", "uncond"), CPU))
     memory.record({"uncond": moving("uncond", 6)}, 6)
     assert memory.has("cond") and error(memory, "cond", 8) < 0.06 and error(memory, "uncond", 8) < 0.08
     fresh = moving("cond", 6)[:, slots] + 1
