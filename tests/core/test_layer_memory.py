@@ -89,6 +89,9 @@ def test_a_stream_computed_alone_leaves_the_others_where_they_are_expected():
 
 def test_a_stream_renewed_alone_leans_on_where_the_first_is_expected():
     memory, slots = filled(PACKED), torch.tensor([1, 4])
+    fresh = {"uncond": moving("uncond", 6)[:, slots]}
+    memory.renew(fresh, 6, 1.0, slots, memory.fetch(("uncond",), CPU))
+    assert error(memory, "uncond", 8) < 0.08 and error(memory, "cond", 8) < 0.06
     fresh = {"uncond": moving("uncond", 6)[:, slots] + 0.5}
     memory.renew(fresh, 6, 1.0, slots, memory.fetch(("uncond",), CPU))
     torch.testing.assert_close(expected(memory, ("uncond",), 6)["uncond"][:, slots], fresh["uncond"], rtol=0, atol=0.15)
