@@ -7,6 +7,7 @@ from pathlib import Path
 from benchmarks.rivals.methods import METHODS
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#999999", "#000000")  # Okabe-Ito
+MARKERS = "s^vDPX*"
 
 
 def draw(title: str, summary: list[dict], path: Path) -> None:
@@ -29,10 +30,10 @@ def draw(title: str, summary: list[dict], path: Path) -> None:
     for i, (name, method) in enumerate((n, m) for n, m in METHODS.items() if any(e["name"] == n for e in summary)):
         points = sorted((e["speed"], _height(e, ours_at)) for e in summary if e["name"] == name)
         ours = method.kind == "ours"
+        drawn = {"marker": "o", "color": "#D55E00"} if ours else look(i)
         axes.plot(
-            *zip(*points, strict=True), styles[method.kind], marker="o" if ours else "s^vDPX*"[i % 7],
-            color="#D55E00" if ours else COLOURS[i % len(COLOURS)], linewidth=2.5 if ours else 1.2,
-            zorder=3 if ours else 2, label=method.label.strip("*"),
+            *zip(*points, strict=True), styles[method.kind], **drawn,
+            linewidth=2.5 if ours else 1.2, zorder=3 if ours else 2, label=method.label.strip("*"),
         )  # fmt: skip
     clips = max((e["clips"] for e in summary), default=0)
     axes.set(title=f"{title}, {clips} clips", xlabel="measured speed-up over full compute",
@@ -40,6 +41,12 @@ def draw(title: str, summary: list[dict], path: Path) -> None:
     axes.grid(alpha=0.3)
     figure.legend(fontsize=8, ncols=3, loc="outside lower center")
     figure.savefig(path, metadata={"Software": None})
+
+
+def look(i: int) -> dict[str, str]:
+    """Colour and marker of a line; a single point has no line to be told by, so that no two lines share both."""
+    turn, place = divmod(i, len(COLOURS))
+    return {"marker": MARKERS[(place + turn) % len(MARKERS)], "color": COLOURS[place]}
 
 
 def _height(entry: dict, ours_at: dict[float, float]) -> float:

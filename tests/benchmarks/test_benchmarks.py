@@ -11,6 +11,8 @@ pytest.importorskip("diffusers", reason="the benchmarks need diffusers")
 from benchmarks import calibrate, costs, forecasts, impact, kinds, panel, real_size, report, tiers
 from benchmarks.latent import LatentEdit
 from benchmarks.machine import PeakMemory
+from benchmarks.pareto import look
+from benchmarks.rivals.methods import METHODS
 from benchmarks.settings import MAIN
 from hetcache_core import CachePolicy, ErrorProfile
 from hetcache_core.error_model import ErrorModel
@@ -164,3 +166,8 @@ def test_prices_of_guidance_and_blocks_come_from_their_errors():
     worse = [{**row, "error": row["error"] * (2 if row["name"] == "FGR" else 1)} for row in rows]
     (guidance, blocks), (dearer, same) = kinds.prices(rows, edit), kinds.prices(worse, edit)
     assert dearer > 1.5 * guidance > 0 and same == blocks > 0
+
+
+def test_no_two_methods_of_a_plot_look_alike():
+    looks = [tuple(look(i).values()) for i in range(len(METHODS))]
+    assert len(set(looks)) == len(looks)
