@@ -4,14 +4,14 @@
 
 The change of predictions from evaluation to evaluation is measured on tuning clips computed in full. Then schedules
 such as the planner could make are run on the same clips, and how much an error matters by where it is made, what
-stale context costs and what spills over from the context's forecasts are fitted to their final errors.
+stale context costs and what spills over from the context's forecasts are fitted to their final errors. What evaluations
+cost beyond their arithmetic is :mod:`benchmarks.costs`' to measure.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,6 @@ from hetcache_core.costs import Costs
 from hetcache_core.error_model import ErrorModel, Rules
 from hetcache_core.plan import plan
 from hetcache_core.profile import CURVES
-from hetcache_core.stats import RunStats
 from nano.clips import TUNING, make_clip
 
 STEPS = 30
@@ -52,11 +51,6 @@ def average(profiles: list[ErrorProfile]) -> ErrorProfile:
 def rounded(profile: ErrorProfile) -> ErrorProfile:
     """Four significant digits are more than the data carries."""
     return replace(profile, **{c: tuple(float(f"{v:.4g}") for v in getattr(profile, c)) for c in (*CURVES, "sigmas")})
-
-
-def ideal(stats: RunStats) -> float:
-    """Cost of a partial evaluation by arithmetic alone, in full evaluations."""
-    return stats.costs.partial - ErrorProfile.load("nano").overhead
 
 
 def probes(profile: ErrorProfile, sigmas: Sequence[float], count: int, seed: int) -> list[str]:
@@ -86,10 +80,9 @@ def probe(index: int, count: int, size: int, frames: int, cfg: float) -> dict:
     profile, tokens, rows = stats.profile("nano", ErrorProfile.load("wan")), stats.classes.generative, []
     for held in (False, True):
         for schedule in probes(profile, edit.sigmas(STEPS), count, seed=index + 1000 * held):
-            result, run = edit.sample(STEPS, CachePolicy(schedule=schedule, memory_order=0 if held else 2))
-            overhead = run.seconds_of("P") / run.seconds_of("F") - ideal(run) if "P" in schedule else None
-            row = {"clip": index, "held": held, "schedule": schedule, "error": edit.error(result, reference, tokens)}
-            rows.append(row | {"overhead": overhead})
+            result, _ = edit.sample(STEPS, CachePolicy(schedule=schedule, memory_order=0 if held else 2))
+            error = edit.error(result, reference, tokens)
+            rows.append({"clip": index, "held": held, "schedule": schedule, "error": error})
     return {"clip": index, "profile": profile.to_json(), "rows": rows}
 
 
@@ -152,7 +145,6 @@ def main() -> None:
     run_all(probe, [(i, args.probes, args.size, args.frames, args.cfg) for i in missing], args.workers, 1, done)
     profile = average([ErrorProfile.from_json(clip["profile"]) for clip in found])
     rows = [row for clip in found for row in clip["rows"]]
-    overheads = [row["overhead"] for row in rows if row["overhead"] is not None]
     nano = ErrorProfile.load("nano")
     sigmas = (*profile.sigmas, 0.0)
     for exponent in AGEINGS:
@@ -164,7 +156,9 @@ def main() -> None:
     print(f"{fit}: {len(rows)} errors are foretold to {misfit:.1f} dB")
     result = rounded(replace(
         profile,
-        overhead=max(0.0, round(statistics.median(overheads), 3)),
+        overhead=nano.overhead,
+        storing=nano.storing,
+        joining=nano.joining,
         warmup=0.0,
         impact=nano.impact,
         model=(256, 6, 768, 3),

@@ -125,7 +125,7 @@ def one(model, name: str, grid: tuple[int, int, int], call: dict, policy: CacheP
         share = policy.memory_share or 1.0
         edited = int(stats.classes.edited.numel())
         keys = edited + round(share * (tokens - edited))
-    ideal = Costs.of(shape, tokens, stats.selected_tokens, keys, overhead=0.0).partial
+    ideal = Costs.of(shape, tokens, stats.selected_tokens, keys).partial
     full, partial, reuse = (stats.seconds_of(kind) or None for kind in "FPR")
     storing = statistics.median([r.storing_seconds for r in stats.records[1:] if r.storing_seconds] or [0.0])
     return {

@@ -53,16 +53,20 @@ def bench_results() -> list[dict]:
 def costs_table(result: dict) -> list[str]:
     """Rows for the cost benchmark."""
     lines = [
-        f"**What an evaluation costs** ({result['rows'][0]['tokens']:,} tokens, random weights, "
+        f"**What an evaluation costs** (random weights, both streams, "
         f"{made_on(result['machine'])}):",
         "",
-        "| model shape | mask | context | partial / full | partial / ideal | reuse / full | deciding / full |",
-        "|---|---|---|---|---|---|---|",
+        "| model shape | tokens | mask | context | partial / full | planned | partial / ideal | storing / full | "
+        "planned | reuse / full | deciding / full |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
         lines.append(
-            f"| {row['shape']} | {row['mask_fraction']:.0%} | {row['policy']} | {row['partial_over_full']:.2f} | "
-            f"{row['partial_over_ideal']:.2f} | {row['reuse_over_full']:.2%} | {row['deciding_over_full']:.2%} |"
+            f"| {row['shape']} | {row['tokens']:,} | {row['mask_fraction']:.0%} | {row['policy']} | "
+            f"{row['partial_over_full']:.2f} | {row['predicted_partial_over_full']:.2f} | "
+            f"{row['partial_over_ideal']:.2f} | {row['storing_over_full']:.2f} | "
+            f"{row['predicted_storing_over_full']:.2f} | {row['reuse_over_full']:.2%} | "
+            f"{row['deciding_over_full']:.2%} |"
         )
     return lines
 

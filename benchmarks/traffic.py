@@ -1,4 +1,5 @@
-"""What remembering context moves: memory read and written, and operations, in one layer of a partial evaluation.
+"""What remembering context moves: memory read and written, and operations, in one layer of a partial evaluation, and of
+a full one that stores.
 
     python -m benchmarks.traffic --out benchmarks/results/traffic.json
 
@@ -59,7 +60,7 @@ class Traffic(TorchDispatchMode):
 
 
 def measure(tier: MemoryTier) -> dict:
-    """A row of the table: what one layer moves, with renewed context and without."""
+    """A row of the table: what one layer moves, with renewed context and without, and where it is stored."""
     touched = torch.zeros(GRID, dtype=torch.bool)
     touched[:, :SIDE, :SIDE] = True
     classes = classify(touched)
@@ -83,6 +84,12 @@ def measure(tier: MemoryTier) -> dict:
             for stream in STREAMS:
                 memory.join(0, (stream,), fresh, fresh)
         found[what] = {"times": traffic.bytes / own, "operations": traffic.operations}
+    memory.begin(3.0)
+    fresh = rows(tokens)
+    with Traffic() as traffic:
+        for stream in STREAMS:
+            memory.capture(0, (stream,), fresh, fresh)
+    found["stored"] = {"times": traffic.bytes / own, "operations": traffic.operations}
     return {"tier": str(tier), **found}
 
 
@@ -91,13 +98,14 @@ def table(result: dict) -> list[str]:
     lines = [
         "**What remembering moves**, in one layer of a partial evaluation: memory read and written, as multiples of "
         "the keys and values remembered (bfloat16, both streams), and operations; by count, so that it is the same on "
-        f"every machine. With every {RENEWED}th token renewed, as usual, and with none:",
+        f"every machine. With every {RENEWED}th token renewed, as usual, and with none; and of a full evaluation that "
+        "stores:",
         "",
-        "| remembered | moved | operations | moved, none renewed | operations |",
-        "|---|---|---|---|---|",
+        "| remembered | moved | operations | moved, none renewed | operations | stored | operations |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
-        cells = (f"{row[what]['times']:.0f}x | {row[what]['operations']}" for what in ("renewed", "joined"))
+        cells = (f"{row[what]['times']:.0f}x | {row[what]['operations']}" for what in ("renewed", "joined", "stored"))
         lines.append(f"| {row['tier']} | {' | '.join(cells)} |")
     return lines
 

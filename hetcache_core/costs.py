@@ -1,4 +1,4 @@
-"""What an evaluation costs, from token counts alone."""
+"""What an evaluation costs, from token counts and what a profile says of the work beside the arithmetic."""
 
 from __future__ import annotations
 
@@ -40,12 +40,18 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Costs:
-    """What evaluations cost, in full ones: a partial one, a reuse, one that reuses background blocks or guidance."""
+    """What evaluations cost, in full ones that keep nothing.
+
+    Args:
+        partial: a partial one. reuse: a reuse. blocks, guidance: one that reuses background blocks, or guidance.
+        storing: what a full one costs more where it stores context.
+    """
 
     partial: float
     reuse: float = 0.003
     blocks: float = 1.0
     guidance: float = 1.0
+    storing: float = 0.0
 
     @property
     def half(self) -> float:
@@ -53,7 +59,7 @@ class Costs:
         return self.partial * self.guidance
 
     def __post_init__(self):
-        if not 0 < self.partial or not 0 <= self.reuse or not 0 < self.blocks or not 0 < self.guidance:
+        if min(self.partial, self.blocks, self.guidance) <= 0 or min(self.reuse, self.storing) < 0:
             raise ValueError(f"costs must be positive, got {self}")
 
     @classmethod
@@ -63,7 +69,10 @@ class Costs:
         tokens: int,
         selected: int,
         keys: int,
-        overhead: float = 0.02,
+        overhead: float = 0.0,
+        remembered: int = 0,
+        storing: float = 0.0,
+        joining: float = 0.0,
         background: int = 0,
         streams: int = 1,
     ) -> Costs:
@@ -71,13 +80,17 @@ class Costs:
 
         Args:
             tokens: of the full grid. selected: computed on a partial evaluation. keys: those it attends to.
-            overhead: of a partial evaluation beyond its arithmetic, in full evaluations.
+            overhead: of a partial evaluation beyond its arithmetic, as a share of what a full one computes token by
+                token, all but self-attention: measured, it grows with the tokens, not with their pairs.
+            remembered: context tokens whose keys and values are stored on a full evaluation, joined on a partial one.
+            storing, joining: what that takes of all tokens, as such a share.
             background: main blocks that are reused where blocks are; the VACE branch is always computed.
             streams: of an evaluation; where guidance is reused, one of them is computed.
         """
-        full = shape.flops(tokens, tokens)
+        full, token_wise, kept = shape.flops(tokens, tokens), shape.flops(tokens, 0), remembered / tokens
         return cls(
-            partial=overhead + shape.flops(selected, keys) / full,
+            partial=(shape.flops(selected, keys) + token_wise * (overhead + joining * kept)) / full,
             blocks=1 - background * shape.block_flops(tokens, tokens) / full,
             guidance=1.0 if streams == 1 else 1 / streams + cls.reuse,
+            storing=token_wise * storing * kept / full,
         )

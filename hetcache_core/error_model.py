@@ -37,6 +37,7 @@ NAMES = {  # dearest first
     FULL: "full", BLOCKS: "blocks", GUIDANCE: "guidance", PARTIAL: "partial", HALF: "half", REUSE: "reuse"
 }  # fmt: skip
 PARTS = {HALF: PARTIAL + GUIDANCE}  # what a kind is made of, where it is not itself alone
+HISTORY = 3  # full evaluations that show how context moves: its value, its slope, its bend
 
 
 # Context twice as old costs half as much again. Our choice: exponents from 0.4 to 1.3 foretell nano's errors about as
@@ -129,6 +130,26 @@ def prices(costs: Costs) -> dict[str, float]:
     }  # fmt: skip
 
 
+def awaited(decisions: Sequence[str]) -> list[bool]:
+    """By evaluation, whether context stored then is still needed: a partial one comes before so many more full ones
+    that they show alone how the context moves."""
+    found, needed = [], 0
+    for decision in reversed(decisions):
+        found.append(needed > 0)
+        if PARTIAL in PARTS.get(decision, decision):
+            needed = HISTORY
+        elif decision == FULL:
+            needed = max(needed - 1, 0)
+    return found[::-1]
+
+
+def total_cost(decisions: Sequence[str], costs: Costs) -> float:
+    """What a sequence costs, in full evaluations that keep nothing."""
+    price = prices(costs)
+    storing = sum(waited for d, waited in zip(decisions, awaited(decisions), strict=True) if d == FULL)
+    return sum(price[d] for d in decisions) + storing * costs.storing
+
+
 def error_terms(
     decisions: str, sigmas: Sequence[float], profile: ErrorProfile, costs: Costs, rules: Rules
 ) -> tuple[float, float, float] | None:
@@ -160,7 +181,7 @@ class ErrorModel:
         self.spill = profile.spill * profile.at("context_second", sigmas)
         self.guided = (profile.guidance or 0.0) * self.second
         self.blocked = (profile.blocks or 0.0) * self.first
-        self.rules, self.price = rules, prices(costs)
+        self.rules, self.costs, self.price = rules, costs, prices(costs)
         steps = profile.steps(sigmas)
         brief = (np.cumsum(steps[::-1])[::-1] < BRIEF * steps.mean()) & rules.brief
         self.most_reuse = np.maximum(rules.max_reuse, brief)  # in a row, up to each evaluation
@@ -169,7 +190,7 @@ class ErrorModel:
         self._known: dict[tuple[str, int, int, int], tuple[float, float, float]] = {}  # sequences differ in few places
 
     def cost(self, decisions) -> float:
-        return sum(self.price[d] for d in decisions)
+        return total_cost(decisions, self.costs)
 
     def forced_full(self, i: int) -> bool:
         return i < self.rules.warmup or i in self._cooldown
@@ -241,8 +262,12 @@ class ErrorModel:
         return math.inf if terms is None else sum(terms)
 
     def best(self, price: float) -> list[str]:
-        """Sequence of least ``error + price * cost``, by dynamic programming over (g, age)."""
+        """Sequence of least ``error + price * cost``, by dynamic programming over (g, age).
+
+        Every full evaluation is taken to store context where partial ones may come: which need not is not known yet.
+        """
         rules = self.rules
+        full = price * (self.price[FULL] + self.costs.storing * rules.partials)
         reach, ages = int(self.most_reuse.max(initial=0)) + 1, rules.refresh
         older, aged = slice(0, ages - 1), np.arange(1, ages)
         value = np.full((reach, ages), np.inf)
@@ -251,7 +276,7 @@ class ErrorModel:
         for i in range(len(self.done), self.n):
             kinds = np.full(ages, PARTIAL)
             new, back = np.full_like(value, np.inf), np.zeros(value.shape, dtype=np.int64)
-            new[0, 0], back[0, 0] = value.min() + price, value.argmin()
+            new[0, 0], back[0, 0] = value.min() + full, value.argmin()
             if not self.forced_full(i) and ages > 1:
                 renewed, reused = self._errors[i]
                 if rules.renewing:

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 
-def derivatives(change: Tensor, age: Tensor, span: Tensor, slope: Tensor, bend: Tensor | None) -> tuple[Tensor, ...]:
+def derivatives(
+    change: Tensor, age: Tensor, span: Tensor, slope: Tensor, bend: Tensor | None, known: bool = False
+) -> tuple[Tensor, ...]:
     """Slope and, where there was a bend, bend after values have changed.
 
     Args:
@@ -22,7 +24,11 @@ def derivatives(change: Tensor, age: Tensor, span: Tensor, slope: Tensor, bend: 
         age, span: of the rows before the change, to broadcast with it. Where the age is 0, as at the corrector of a
             two-stage sampler, only the value is renewed.
         slope, bend: so far.
+        known: whether all ages and spans are above 0, which saves asking.
     """
+    if known:
+        new = change.div_(age)
+        return (new,) if bend is None else (new, (new - slope).div_(age + span))
     moved = age > 0
     new = torch.where(moved, change.div_(age.clamp_min(1e-6)), slope)
     if bend is None:

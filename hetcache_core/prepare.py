@@ -74,8 +74,12 @@ def _prepare(policy: CachePolicy, setup: RunSetup, profile: ErrorProfile) -> Pre
     for share in _context_shares(policy):
         sampler, watched = _sampler(policy, setup, remembered, bool(tier.share), share)
         selected = len(classes.edited) + sampler.count
-        keys = len(classes.edited) + len(remembered.indices) if tier.share else selected
-        costs = Costs.of(shape, setup.grid.size, selected, keys, profile.overhead, background, setup.streams)
+        kept = len(remembered.indices) if tier.share else 0
+        keys = len(classes.edited) + kept if kept else selected
+        costs = Costs.of(
+            shape, setup.grid.size, selected, keys, profile.overhead,
+            kept, profile.storing[tier.packed], profile.joining[tier.packed], background, setup.streams,
+        )  # fmt: skip
         partials = policy.partials and not setup.no_partials and costs.partial < 0.95
         rules = Rules.of(policy, profile, setup.evaluations, partials, setup.streams, background > 0, not tier.follows)
         assumed = profile.renewing(share) if tier.share else profile

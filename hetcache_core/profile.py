@@ -42,7 +42,10 @@ class ErrorProfile:
             times sigma, which is how far the clean clip has moved, where it is extrapolated. staleness_held: where it
             is held.
         spill: share of the context's forecast error that reaches generative tokens.
-        overhead: cost of a partial evaluation beyond its share of a full one's arithmetic, in full evaluations.
+        overhead: cost of a partial evaluation beyond its share of a full one's arithmetic, as a share of what a full
+            one computes token by token, all but self-attention.
+        storing, joining: the same of storing context on a full one, and of joining what is remembered on a partial one,
+            were all tokens remembered: as the model has them, and in fewer bits.
         warmup: share of the evaluations that are full at the start. cooldown: number of full ones at the end.
         guidance: error of reused guidance over that of a prediction forecast as far; None keeps the planner from it.
         blocks: error of reused block deltas over that of a prediction held as long; None keeps the planner from it.
@@ -64,6 +67,8 @@ class ErrorProfile:
     staleness_held: float = 0.8
     spill: float = 0.1
     overhead: float = 0.02
+    storing: tuple[float, float] = (0.0, 0.0)
+    joining: tuple[float, float] = (0.0, 0.0)
     warmup: float = 0.15
     cooldown: int = 2
     guidance: float | None = None
@@ -83,6 +88,11 @@ class ErrorProfile:
         object.__setattr__(self, "impact", tuple(float(v) for v in self.impact))
         if len(self.impact) != len(IMPACTS) or not all(math.isfinite(v) and v > 0 for v in self.impact):
             raise ValueError("profile field impact needs three finite values above 0")
+        for name in ("storing", "joining"):
+            values = tuple(float(v) for v in getattr(self, name))
+            if len(values) != 2 or not all(math.isfinite(v) and v >= 0 for v in values):
+                raise ValueError(f"profile field {name} needs two finite values of 0 or more")
+            object.__setattr__(self, name, values)
         for name in ("guidance", "blocks"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1000:

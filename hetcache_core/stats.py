@@ -127,7 +127,7 @@ class RunStats:
 
         Args:
             name: of the model.
-            like: where weights, staleness, spill, overhead and warm-up are taken from; one run cannot measure them.
+            like: where weights, staleness, spill, costs and warm-up are taken from; one run cannot measure them.
 
         Raises:
             ValueError: nothing was measured: another method, no mask, or fewer than four evaluations.

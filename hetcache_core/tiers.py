@@ -40,6 +40,11 @@ class MemoryTier:
         """Whether partial evaluations see the context nearly as it is: all of it, each stream's own, moving."""
         return self.order > 0 and self.share >= 1 and self.apart_bits != 0
 
+    @property
+    def packed(self) -> bool:
+        """Whether a stream's own numbers are kept in fewer bits."""
+        return self.bits is not None or self.turn_bits is not None
+
     def kept(self, context_tokens: int) -> int:
         """Number of context tokens remembered."""
         return min(context_tokens, round(self.share * context_tokens))
@@ -61,8 +66,7 @@ class MemoryTier:
         values, turns, others = (
             packed_bytes(bits, rows * kept, dim, itemsize) for bits in (self.bits, self.turn_bits, self.apart_bits)
         )
-        packed = self.bits is not None or self.turn_bits is not None
-        own = values + self.order * turns + _TIMES * kept + packed * _CHANNELS * dim
+        own = values + self.order * turns + _TIMES * kept + self.packed * _CHANNELS * dim
         if self.apart_bits is None:
             return 2 * layers * streams * own
         return 2 * layers * (own + (streams - 1) * bool(self.apart_bits) * (others + _CHANNELS * dim))

@@ -12,6 +12,7 @@ from .offload import HostMemory
 from .packed import Channels, Rows, pieces, total
 
 FADE = 2.0  # as of predictions
+LEAST = 1e-3  # of an evaluation: closer places may be one in float32
 Fetched = list[list[Tensor]]
 
 
@@ -39,7 +40,8 @@ class Trajectory:
         turns = self._measure(rows)
         self._values = Rows(rows, bits, self._channels, host)
         self._turns = [Rows(torch.zeros_like(rows), turn_bits, turns, host) for _ in range(order)]
-        self._recorded_at = position
+        self._recorded_at = self._renewed_at = position
+        self._spanned = False  # whether all rows have been computed at two positions
         self._computed_at = torch.full((rows.shape[1],), float(position), device=rows.device)
         self._span = torch.zeros_like(self._computed_at)
 
@@ -64,15 +66,15 @@ class Trajectory:
         turns = self._measure(rows)
         fetched = self.fetch(rows.device) if self._turns and fetched is None else fetched
         kept = [(self._values, self._channels, []), *((turn, turns, []) for turn in self._turns)]
-        start = 0
+        start, moved = 0, position - max(self._recorded_at, self._renewed_at) > LEAST
         for piece in pieces(rows):
             some = slice(start, start := start + piece.shape[1])
-            turned = self._turned(position, piece, some, fetched) if self._turns else ()
+            turned = self._turned(position, piece, some, fetched, moved and self._spanned) if self._turns else ()
             for (each, channels, coded), part in zip(kept, (piece, *turned), strict=True):
                 coded.append(each.coded(part, channels))
         for each, channels, coded in kept:
             each.keep(coded, channels)
-        self._recorded_at = position
+        self._recorded_at, self._spanned = position, self._spanned or moved
         self._computed_at.fill_(position)
 
     def renew(self, position: float, slots: Tensor, rows: Tensor, fetched: Fetched | None = None) -> None:
@@ -85,6 +87,7 @@ class Trajectory:
         turned = self._turned(position, rows, slots, fetched) if self._turns else ()
         for kept, new, here in zip((self._values, *self._turns), (rows, *turned), fetched, strict=True):
             kept.renew(slots, new, here)
+        self._renewed_at = position
         self._computed_at.index_fill_(0, slots, position)  # an index and a number would wait for the device
 
     def at(
@@ -121,8 +124,11 @@ class Trajectory:
             rows = torch.addcmul(rows, turn.get(here, slots), factor.to(rows.dtype), out=out)
         return rows if out is None or levels or plain else out.copy_(rows)
 
-    def _turned(self, position: float, rows: Tensor, slots: Tensor | slice, fetched: Fetched) -> tuple[Tensor, ...]:
-        """Slope and bend of some slots after their rows were computed anew; renews their spans."""
+    def _turned(
+        self, position: float, rows: Tensor, slots: Tensor | slice, fetched: Fetched, known: bool = False
+    ) -> tuple[Tensor, ...]:
+        """Slope and bend of some slots after their rows were computed anew; renews their spans. ``known``: all of them
+        are older than that and had been computed twice."""
         age, span = position - self._computed_at[slots], self._span[slots].clone()
         self._span[slots] = torch.where(age > 0, age, span)
         change = rows - self._values.get(fetched[0], slots)
@@ -133,7 +139,7 @@ class Trajectory:
             change *= (1 - rounding / power.clamp_min(1e-12)).clamp_min(0).to(change.dtype)
         times = (_columns(t).to(change.dtype) for t in (age, span))
         slope, *bend = (turn.get(here, slots) for turn, here in zip(self._turns, fetched[1:], strict=True))
-        return derivatives(change, *times, slope, *(bend or [None]))
+        return derivatives(change, *times, slope, *(bend or [None]), known)
 
     def _measure(self, rows: Tensor) -> Channels | None:
         """Find what values are measured in; slopes and bends have the same spread, nearly, but no centre."""

@@ -75,7 +75,9 @@ def planned(steps: int, speed: float, share: float) -> str:
     """What the planner decides for Wan2.1-VACE 14B, shift 5, with a mask of this share of the clip."""
     even = np.linspace(1, 0, steps + 1)
     sigmas, profile = tuple(5 * even / (1 + 4 * even)), ErrorProfile.load("wan")
-    costs = Costs.of(VACE_14B, TOKENS, round(share * TOKENS), TOKENS, profile.overhead)
+    edited = round(share * TOKENS)
+    packed = profile.storing[1], profile.joining[1]
+    costs = Costs.of(VACE_14B, TOKENS, edited, TOKENS, profile.overhead, TOKENS - edited, *packed)
     rules = Rules.of(CachePolicy(speed=speed), profile, steps)
     return plan(sigmas, costs, speed, rules, profile).decisions
 

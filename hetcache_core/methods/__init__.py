@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..error_model import FULL, PARTIAL, PARTS
+from ..error_model import FULL, PARTIAL, PARTS, awaited
 from ..forecast import Seen
 from ..plan import Plan
 
@@ -26,8 +26,8 @@ class Method:
 
     def expects(self, decision: str, evaluation: int) -> bool:
         """Whether this decision may follow this evaluation before the next full one, so that what it needs (blocks'
-        deltas) is worth keeping; of partial ones, whether they may come at all, since how the context moves is known
-        only from several full ones. For evaluation -1, whether it may come at all."""
+        deltas) is worth keeping; of partial ones, also after more of them, since how the context moves is known only
+        from several full ones. For evaluation -1, whether it may come at all."""
         return False
 
     def observe(self, evaluation: int, patches: Tensor, generative: Tensor) -> None:
@@ -56,6 +56,8 @@ class Planned(Method):
         return self.plan[evaluation], self.reason
 
     def expects(self, decision: str, evaluation: int) -> bool:
-        ahead = self.plan.decisions[evaluation + 1 :]
-        ahead = ahead if evaluation < 0 or decision == PARTIAL else ahead.split(FULL)[0]
+        decisions = self.plan.decisions
+        if decision == PARTIAL and evaluation >= 0:
+            return evaluation < len(decisions) and awaited(decisions)[evaluation]
+        ahead = decisions if evaluation < 0 else decisions[evaluation + 1 :].split(FULL)[0]
         return any(decision in PARTS.get(kind, kind) for kind in ahead)

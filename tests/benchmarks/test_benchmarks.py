@@ -3,6 +3,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from benchmarks.pareto import look
 from benchmarks.rivals.methods import METHODS
 from benchmarks.settings import MAIN
 from hetcache_core import CachePolicy, ErrorProfile
+from hetcache_core.costs import Costs, ModelShape
 from hetcache_core.error_model import ErrorModel
 from nano.clips import TUNING, make_clip
 
@@ -68,13 +70,39 @@ def test_watched_runs_are_paired_with_their_neighbours():
     assert "1.100 times as long" in sentence and "of 2 alternated pairs" in sentence
 
 
-def test_costs_are_measured_against_the_ideal(monkeypatch):
-    monkeypatch.setattr(costs, "GRID", (3, 16, 16))
-    measured = costs.measure("nano", 0.2, CachePolicy())
+def test_costs_are_measured_against_the_ideal():
+    measured = costs.measure("nano", (3, 16, 16), 0.2, CachePolicy())
     assert measured["tokens"] == 192 and measured["keys"] == 192
     ratios = ("reuse_over_full", "partial_over_full", "partial_over_ideal", "deciding_over_full")
     assert all(0 < measured[name] < math.inf for name in ratios) and measured["choosing_over_full"] is None
-    assert costs.measure("nano", 0.2, costs.POLICIES["chosen by content"])["choosing_over_full"] > 0
+    assert measured["storing_over_full"] > 0 and measured["remembered"] < 192
+    chosen = costs.measure("nano", (3, 16, 16), 0.2, costs.POLICIES["chosen by content"])
+    assert chosen["choosing_over_full"] > 0 and chosen["remembered"] == 0
+
+
+def test_what_evaluations_cost_beyond_their_arithmetic_is_found_in_rows_made_of_it():
+    nano = ErrorProfile.load("nano")
+    shape = ModelShape(*nano.model)
+    truth = replace(nano, overhead=0.2, storing=(0.1, 0.5), joining=(0.05, 0.3))
+    rows = []
+    for tokens, selected, remembered, packed in (
+        (720, 200, 600, False),
+        (720, 200, 600, True),
+        (1296, 300, 250, False),
+        (1296, 300, 1000, True),
+        (720, 300, 0, False),
+    ):
+        keys = 100 + remembered if remembered else selected
+        made = Costs.of(
+            shape, tokens, selected, keys, truth.overhead, remembered, truth.storing[packed], truth.joining[packed]
+        )
+        rows.append({
+            "tokens": tokens, "selected": selected / tokens, "keys": keys, "remembered": remembered, "packed": packed,
+            "partial_over_full": made.partial, "storing_over_full": made.storing,
+        })  # fmt: skip
+    found = costs.fitted(nano, shape, rows)
+    assert found.overhead == pytest.approx(0.2) and found.first == nano.first
+    np.testing.assert_allclose([*found.storing, *found.joining], [*truth.storing, *truth.joining], rtol=0.01)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's peak memory")

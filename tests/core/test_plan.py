@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from hetcache_core.costs import Costs, ModelShape
-from hetcache_core.error_model import ErrorModel, Rules
+from hetcache_core.error_model import ErrorModel, Rules, awaited, total_cost
+from hetcache_core.methods import Planned
 from hetcache_core.plan import Plan, plan
 from hetcache_core.policy import CachePolicy
 from hetcache_core.profile import ErrorProfile
@@ -202,6 +203,56 @@ def test_costs_follow_the_arithmetic_of_the_published_sizes():
     large = ModelShape(dim=5120, layers=40, ffn=13824, vace_layers=8)
     assert large.flops(32760, 32760) == pytest.approx(2029.4e12, rel=0.01)
     assert Costs.of(large, 32760, 32760, 32760, 0.0).partial == pytest.approx(1.0)
+
+
+def test_what_is_beyond_the_arithmetic_is_a_share_of_what_is_computed_token_by_token():
+    shape = ModelShape(dim=256, layers=6, ffn=768, vace_layers=3)
+    token_wise = shape.flops(1000, 0) / shape.flops(1000, 1000)
+    plain = Costs.of(shape, 1000, 200, 1000)
+    dearer = Costs.of(shape, 1000, 200, 1000, 0.1, remembered=500, storing=0.3, joining=0.2)
+    assert dearer.partial - plain.partial == pytest.approx(token_wise * (0.1 + 0.2 / 2))
+    assert dearer.storing == pytest.approx(token_wise * 0.3 / 2) and plain.storing == 0
+
+
+@pytest.mark.parametrize(
+    ("decisions", "storing"),
+    [("FFFF", 0), ("FRFR", 0), ("FPFPF", 2), ("FPFHF", 2), ("FFFFFPR", 3), ("FRRFRPFFFFPF", 5), ("FGFBFF", 0)],
+)
+def test_full_evaluations_store_only_what_a_partial_one_will_see(decisions, storing):
+    costs = Costs(0.4, storing=0.1)
+    waited = awaited(decisions)
+    assert sum(w for w, d in zip(waited, decisions, strict=True) if d == "F") == storing
+    without = total_cost(decisions, replace(costs, storing=0.0))
+    assert total_cost(decisions, costs) == pytest.approx(without + 0.1 * storing)
+    method = Planned(Plan.given(decisions, len(decisions), costs))
+    assert [method.expects("P", i) for i in range(len(decisions) + 1)] == [*waited, False]
+    assert method.expects("P", -1) == (storing > 0)
+    assert method.plan.predicted_speed == pytest.approx(len(decisions) / total_cost(decisions, costs))
+
+
+def test_context_is_waited_for_through_reuses_until_enough_newer_is_known():
+    assert awaited("FFFFRPRF") == [False, True, True, True, True, False, False, False]
+    assert awaited("FRFFFP") == [False, False, True, True, True, False]
+
+
+@pytest.mark.parametrize("speed", [2.0, 3.0])
+def test_plans_pay_for_storing(speed):
+    free, dear = Costs(0.4), Costs(0.4, storing=0.15)
+    before, after = (plan(sigmas(30), costs, speed, rules(), WAN) for costs in (free, dear))
+    assert total_cost(before.decisions, dear) > 30 / speed * 1.02  # the plan that leaves it out is slower than it says
+    assert not after.note and after.predicted_speed == pytest.approx(30 / total_cost(after.decisions, dear))
+    assert after.predicted_speed > speed * 0.99 and after.predicted_error > before.predicted_error
+
+
+@pytest.mark.parametrize("bad", [{"storing": (0.1,)}, {"joining": (0.1, -1.0)}, {"storing": (0.1, float("nan"))}])
+def test_shares_of_storing_and_joining_are_two(bad):
+    with pytest.raises(ValueError, match="two finite values"):
+        replace(WAN, **bad)
+
+
+def test_profiles_of_before_say_nothing_of_storing():
+    values = {k: v for k, v in json.loads(WAN.to_json()).items() if k not in ("storing", "joining")}
+    assert ErrorProfile.from_json(json.dumps(values)).storing == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("bad", [{"warmup": 0}, {"cooldown": -1}, {"max_reuse": -1}, {"refresh": 0}])

@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from hetcache_core.error_model import HISTORY
+from hetcache_core.extrapolation import derivatives
 from hetcache_core.memory import ContextMemory
 from hetcache_core.tiers import MemoryTier
 from hetcache_core.trajectory import Trajectory
@@ -32,6 +34,24 @@ def test_rows_go_on_as_they_did():
     assert torch.equal(followed(order=0).at(9), moving(4))
     torch.testing.assert_close(followed().at(9, damping=torch.tensor(0.0)), moving(4))
     assert torch.equal(followed(at=(3,)).at(9), moving(3))
+
+
+def test_what_is_known_need_not_be_asked():
+    age, span = (torch.full((5, 1, 1), value) for value in (4.0, 3.0))
+    for bend in (None, BEND):
+        asked, known = (derivatives(START.clone(), age, span, SLOPE, bend, known=k) for k in (False, True))
+        assert all(torch.equal(a, k) for a, k in zip(asked, known, strict=True))
+
+
+@pytest.mark.parametrize("how", [{}, {"bits": 8, "turn_bits": 4}], ids=str)
+def test_rows_recorded_twice_at_a_position_keep_their_slope(how):
+    once, twice = followed(at=(0, 4, 8), **how), followed(at=(0, 4, 8, 8), **how)
+    torch.testing.assert_close(twice.at(12), once.at(12), rtol=0, atol=1e-4 if not how else 0.1)
+
+
+def test_three_values_tell_all_there_is_to_know():
+    assert HISTORY == 3
+    torch.testing.assert_close(followed(at=(0, 2, 4, 6, 9), bend=0.01).at(11), followed(at=(4, 6, 9), bend=0.01).at(11))
 
 
 def test_a_bend_is_followed_for_a_while():
