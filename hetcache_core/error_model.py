@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -54,7 +54,8 @@ class Rules:
 
     Args:
         warmup, cooldown: full evaluations at the start (at least 1) and at the end.
-        max_reuse: most reuse evaluations in a row. usual_reuse: the same where that reaches the target, if not 0.
+        max_reuse: most reuse evaluations in a row. usual_reuse: the same where that reaches the target (0 forbids brief
+            ones too), None for no such rule.
         refresh: most evaluations from one full evaluation to the next.
         partials: whether partial evaluations are possible at all.
         guidance, blocks: whether guidance may be reused, and background blocks.
@@ -78,7 +79,7 @@ class Rules:
     blocks: bool = False
     brief: bool = False
     spare_refresh: bool = False
-    usual_reuse: int = 0
+    usual_reuse: int | None = None
 
     def __post_init__(self):
         if self.warmup < 1 or self.cooldown < 0 or self.max_reuse < 0 or self.refresh < 1:
@@ -108,10 +109,24 @@ class Rules:
         reusing = {"guidance": guided, "blocks": blocks and profile.blocks is not None}
         reusing["brief"] = policy.max_reuse is None and policy.cooldown is None
         reusing["spare_refresh"] = policy.refresh is None
-        # Measured: the model underrates runs of more than a tenth of a schedule, by 3 to 7 dB at their worst.
-        reusing["usual_reuse"] = max(round(evaluations / 10), 3) if policy.max_reuse is None and not few else 0
+        # Measured: the model underrates runs of more than a tenth of a schedule, by 3 to 7 dB at their worst. At 1.5x
+        # of 6 steps, a forecast that paid for more context was worth 2 dB less than neither.
+        usual = max(round(evaluations / 10), 3) if not few else 0
+        reusing["usual_reuse"] = usual if policy.max_reuse is None and (sparing or not few) else None
         hold = policy.forecast_order == 0
         return cls(warmup, cooldown, max_reuse, refresh, partials, hold, held, spare, **reusing)
+
+    @property
+    def restrained(self) -> list[Rules]:
+        """The same with less reuse in a row, from the usual on: to keep to where they reach the target."""
+        if self.usual_reuse is None:
+            return []
+        most = range(self.usual_reuse, max(self.max_reuse, self.usual_reuse + 1))
+        return [replace(self, max_reuse=longest, brief=self.brief and longest > 0) for longest in most]
+
+    def unusual(self, decisions: str) -> bool:
+        """Whether a sequence has more reuse in a row than usual."""
+        return self.usual_reuse is not None and REUSE * (self.usual_reuse + 1) in decisions
 
     @property
     def renewing(self) -> tuple[str, ...]:
@@ -182,6 +197,7 @@ class ErrorModel:
         self.guided = (profile.guidance or 0.0) * self.second
         self.blocked = (profile.blocks or 0.0) * self.first
         self.rules, self.costs, self.price = rules, costs, prices(costs)
+        self.reckon = self.price | {FULL: self.price[FULL] + costs.storing * rules.partials}
         steps = profile.steps(sigmas)
         brief = (np.cumsum(steps[::-1])[::-1] < BRIEF * steps.mean()) & rules.brief
         self.most_reuse = np.maximum(rules.max_reuse, brief)  # in a row, up to each evaluation
@@ -191,6 +207,10 @@ class ErrorModel:
 
     def cost(self, decisions) -> float:
         return total_cost(decisions, self.costs)
+
+    def reckoned(self, decisions) -> float:
+        """The same as :meth:`best` reckons: with every full evaluation storing."""
+        return sum(self.reckon[d] for d in decisions)
 
     def forced_full(self, i: int) -> bool:
         return i < self.rules.warmup or i in self._cooldown
@@ -262,12 +282,12 @@ class ErrorModel:
         return math.inf if terms is None else sum(terms)
 
     def best(self, price: float) -> list[str]:
-        """Sequence of least ``error + price * cost``, by dynamic programming over (g, age).
+        """Sequence of least ``error + price * reckoned``, by dynamic programming over (g, age).
 
         Every full evaluation is taken to store context where partial ones may come: which need not is not known yet.
         """
         rules = self.rules
-        full = price * (self.price[FULL] + self.costs.storing * rules.partials)
+        full = price * self.reckon[FULL]
         reach, ages = int(self.most_reuse.max(initial=0)) + 1, rules.refresh
         older, aged = slice(0, ages - 1), np.arange(1, ages)
         value = np.full((reach, ages), np.inf)

@@ -19,6 +19,8 @@ MOST_IMPROVEMENTS = 30  # rounds of local search; it settles in fewer, this boun
 SEAM = 1.26  # 2 dB: what a cool-down may add to the predicted error, which knows nothing of the seam it mends
 LEASH = 1.5  # 3.5 dB: what full evaluations at their usual distance may add to it, which underrates long absences
 ALLOW = ", and so would max_reuse 1, which lets single evaluations be forecast"
+DEAREST = 1e4  # a price of an evaluation beyond what any error is worth
+MOST_VERTICES = 40  # of the hull to look at; some ten are enough, this bounds very long schedules
 SLACK = 1.01  # decisions come in lumps: a plan may miss its budget by this much rather than waste most of an evaluation
 
 
@@ -96,11 +98,11 @@ def plan(
     found = planned(rules)
     if found.note:
         return found
-    for longest in range(rules.usual_reuse, rules.max_reuse) if rules.usual_reuse else ():
-        if REUSE * (longest + 1) in found.decisions:
-            shorter = planned(replace(rules, max_reuse=longest))
-            if not shorter.note:
-                return shorter
+    for fewer in rules.restrained:
+        if REUSE * (fewer.max_reuse + 1) in found.decisions:
+            calmer = planned(fewer)
+            if not calmer.note:
+                return calmer
     return found
 
 
@@ -137,22 +139,26 @@ def _plan(
 
 
 def _cheapest_error(model: ErrorModel, budget: float) -> list[str]:
-    """Least error whose cost fits, on the hull; the cheapest sequence where none fits."""
-    low, high = 0.0, 1.0
-    best = model.best(high)
-    while model.cost(best) > budget * SLACK and high < 1e9:
-        low, high = high, high * 8
-        best = model.best(high)
-    for _ in range(40):
-        middle = (low + high) / 2
-        candidate = model.best(middle)
-        if model.cost(candidate) > budget * SLACK:
-            low = middle
-        else:
-            high, best = middle, candidate
-        if high - low < 1e-3 * high:  # what is left of the budget is spent by the local search
+    """Least error whose cost fits, on the hull; the cheapest sequence where none fits.
+
+    From one end of the hull and the other, the price at which two points are worth the same shows what lies below the
+    line between them, until nothing does.
+    """
+    dear, cheap = model.best(0.0), model.best(DEAREST)
+    if model.cost(dear) <= budget * SLACK:
+        return dear
+    for _ in range(MOST_VERTICES if model.cost(cheap) <= budget * SLACK else 0):
+        saved = model.reckoned(dear) - model.reckoned(cheap)
+        price = (model.error(cheap) - model.error(dear)) / max(saved, 1e-9)
+        between = model.best(price)
+        worth, line = (model.error(d) + price * model.reckoned(d) for d in (between, cheap))
+        if worth >= line * (1 - 1e-9):
             break
-    return best
+        if model.cost(between) > budget * SLACK:
+            dear = between
+        else:
+            cheap = between
+    return cheap
 
 
 def _spend(model: ErrorModel, decisions: list[str], budget: float) -> list[str]:
@@ -172,7 +178,8 @@ def _spend(model: ErrorModel, decisions: list[str], budget: float) -> list[str]:
                     swapped = list(decisions)
                     swapped[i], swapped[j] = swapped[j], swapped[i]
                     options.append(swapped)
-        fitting = [(model.error(o), model.cost(o), o) for o in options if model.cost(o) <= budget * SLACK]
+        costs = [model.cost(o) for o in options]
+        fitting = [(model.error(o), c, o) for c, o in zip(costs, options, strict=True) if c <= budget * SLACK]
         candidate = min(fitting, default=None, key=lambda option: option[:2])
         if candidate is None or candidate[0] >= error - 1e-12:
             break

@@ -8,7 +8,7 @@ from .block_profile import split_for
 from .blocks import BlockCache, delta_bytes, fitting
 from .context import ContextSampler, RememberedContext, even_positions, remember
 from .costs import Costs
-from .error_model import BLOCKS, PARTIAL, REUSE, Rules
+from .error_model import BLOCKS, PARTIAL, Rules
 from .memory import ContextMemory
 from .methods import Method, Planned
 from .methods.hetcache import HetCache
@@ -152,8 +152,7 @@ def _rank(planned: Plan | None, speed: float, rules: Rules) -> tuple[int, bool, 
         return 0, False, 0.0
     if planned.predicted_speed * SLACK < speed:
         return 1, False, -planned.predicted_speed
-    long = bool(rules.usual_reuse) and REUSE * (rules.usual_reuse + 1) in planned.decisions
-    return 0, long, planned.predicted_error
+    return 0, rules.unusual(planned.decisions), planned.predicted_error
 
 
 def _sampler(

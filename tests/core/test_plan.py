@@ -9,7 +9,7 @@ import pytest
 from hetcache_core.costs import Costs, ModelShape
 from hetcache_core.error_model import ErrorModel, Rules, awaited, total_cost
 from hetcache_core.methods import Planned
-from hetcache_core.plan import Plan, plan
+from hetcache_core.plan import SLACK, Plan, _cheapest_error, plan
 from hetcache_core.policy import CachePolicy
 from hetcache_core.profile import ErrorProfile
 
@@ -88,6 +88,16 @@ def test_with_few_steps_only_brief_ones_are_forecast():
         assert [i for i, decision in enumerate(decisions) if decision == "R"] == reused
     forbidden = Rules.of(CachePolicy(max_reuse=0), NANO, 6)
     assert "R" not in plan(euler(6), Costs(0.6), 2.0, forbidden, NANO).decisions
+
+
+def test_with_few_steps_brief_ones_are_forecast_only_where_the_target_leaves_too_little():
+    """At 1.5x of 6 steps what a forecast paid for was worth 2 dB less than it cost."""
+    few = Rules.of(CachePolicy(), NANO, 6)
+    within, beyond = (plan(euler(6), Costs(0.5), speed, few, NANO).decisions for speed in (1.5, 2.0))
+    assert "R" not in within and beyond.endswith("R")
+    assert few.unusual(beyond) and not few.unusual(within)
+    asked = Rules.of(CachePolicy(max_reuse=1), NANO, 6)
+    assert asked.usual_reuse is None and not asked.restrained
 
 
 def test_the_papers_methods_may_reuse_where_plans_with_few_steps_do_not():
@@ -190,6 +200,19 @@ def test_planner_is_near_the_best_of_all_sequences(steps, kinds, costs):
     assert best <= found.predicted_error
     if "G" in kinds or "B" in kinds:
         assert set(found.decisions) & set("GHB")
+
+
+@pytest.mark.parametrize("speed", [1.5, 2.0, 3.0, 4.0, 6.0])
+@pytest.mark.parametrize("costs", [Costs(0.3), Costs(0.5, storing=0.1)])
+def test_the_search_of_prices_finds_what_a_fine_sweep_of_them_does(speed, costs):
+    model = ErrorModel(sigmas(20), NANO, costs, rules())
+    found, budget = _cheapest_error(model, 20 / speed), 20 / speed * SLACK
+    swept = [model.best(float(price)) for price in (0.0, *np.geomspace(1e-6, 1e3, 200))]
+    fitting = [model.error(each) for each in swept if model.cost(each) <= budget]
+    if fitting:
+        assert model.cost(found) <= budget and model.error(found) <= min(fitting) * (1 + 1e-9)
+    else:
+        assert model.cost(found) == min(map(model.cost, swept))
 
 
 def test_beyond_the_plan_everything_is_full():
