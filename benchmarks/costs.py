@@ -28,7 +28,7 @@ from benchmarks.machine import describe
 from benchmarks.overheads import Overheads
 from benchmarks.rows import run_all, write
 from hetcache_core import CachePolicy, ErrorProfile
-from hetcache_core.costs import ModelShape
+from hetcache_core.costs import Costs, ModelShape
 from hetcache_core.hosts import diffusers as host
 from nano.text import TEXT_DIM, TEXT_TOKENS
 
@@ -150,6 +150,20 @@ def typical(shape: str, grid: tuple[int, int, int], mask: float, name: str, roun
     return {"policy": name, **sorted(found, key=lambda r: r["partial_over_ideal"])[len(found) // 2]}
 
 
+def nano_shape(profile: ErrorProfile) -> ModelShape:
+    """What runs of nano reckon with: the model that its profile names, and prompts as short as its own."""
+    return ModelShape(*profile.model, text_tokens=TEXT_TOKENS)
+
+
+def foretold(profile: ErrorProfile, row: dict) -> Costs:
+    """What a run of nano expects evaluations as a row's to cost."""
+    tokens, packed = row["tokens"], row["packed"]
+    selected, beyond = round(row["selected"] * tokens), (profile.storing[packed], profile.joining[packed])
+    return Costs.of(
+        nano_shape(profile), tokens, selected, row["keys"], profile.overhead, row["remembered"], *beyond
+    )  # fmt: skip
+
+
 def fitted(profile: ErrorProfile, shape: ModelShape, rows: list[dict]) -> ErrorProfile:
     """The profile with the overhead, and what storing and joining take, that rows of a shape show.
 
@@ -197,14 +211,19 @@ def main() -> None:
     run_all(typical, cases, args.workers, 1, done)
     order = {case[:4]: place for place, case in enumerate(cases)}
     rows.sort(key=lambda row: order[row["shape"], tuple(row["grid"]), row["asked_mask"], row["policy"]])
-    settings = {"rounds": args.rounds, "plan": PLAN, "workers": args.workers}
-    write(args.out, {"machine": describe(), "settings": settings, "rows": rows})
     if measured := [row for row in rows if row["shape"] == "nano"]:
         profile = ErrorProfile.load("nano")
-        profile = fitted(profile, ModelShape(*profile.model), measured)
+        profile = fitted(profile, nano_shape(profile), measured)
         print(f"nano: overhead {profile.overhead}, storing {profile.storing}, joining {profile.joining}")
+        for row in measured:
+            expected = foretold(profile, row)
+            row |= {
+                "predicted_partial_over_full": expected.partial, "predicted_storing_over_full": expected.storing
+            }  # fmt: skip
         if args.profile:
             args.profile.write_text(profile.to_json() + "\n")
+    settings = {"rounds": args.rounds, "plan": PLAN, "workers": args.workers}
+    write(args.out, {"machine": describe(), "settings": settings, "rows": rows})
 
 
 if __name__ == "__main__":

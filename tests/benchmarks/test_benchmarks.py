@@ -16,7 +16,7 @@ from benchmarks.pareto import look
 from benchmarks.rivals.methods import METHODS
 from benchmarks.settings import MAIN
 from hetcache_core import CachePolicy, ErrorProfile
-from hetcache_core.costs import Costs, ModelShape
+from hetcache_core.costs import Costs
 from hetcache_core.error_model import ErrorModel
 from nano.clips import TUNING, make_clip
 
@@ -82,7 +82,7 @@ def test_costs_are_measured_against_the_ideal():
 
 def test_what_evaluations_cost_beyond_their_arithmetic_is_found_in_rows_made_of_it():
     nano = ErrorProfile.load("nano")
-    shape = ModelShape(*nano.model)
+    shape = costs.nano_shape(nano)
     truth = replace(nano, overhead=0.2, storing=(0.1, 0.5), joining=(0.05, 0.3))
     rows = []
     for tokens, selected, remembered, packed in (
@@ -103,6 +103,16 @@ def test_what_evaluations_cost_beyond_their_arithmetic_is_found_in_rows_made_of_
     found = costs.fitted(nano, shape, rows)
     assert found.overhead == pytest.approx(0.2) and found.first == nano.first
     np.testing.assert_allclose([*found.storing, *found.joining], [*truth.storing, *truth.joining], rtol=0.01)
+
+
+def test_nanos_profile_foretells_the_committed_costs():
+    """Reckoned as runs reckon; when the fit took prompts for longer than theirs, runs were all slower than planned."""
+    nano, rows = ErrorProfile.load("nano"), json.loads((report.RESULTS / "costs.json").read_text())["rows"]
+    rows = [row for row in rows if row["shape"] == "nano"]
+    foretold = np.array([costs.foretold(nano, row).partial for row in rows])
+    missed = np.array([row["partial_over_full"] for row in rows]) - foretold
+    assert abs(missed.mean()) < 0.02 and missed.std() < 0.06
+    assert foretold == pytest.approx([row["predicted_partial_over_full"] for row in rows])
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's peak memory")
