@@ -88,6 +88,7 @@ def measure(name: str, grid: tuple[int, int, int], mask: float, policy: CachePol
     text = torch.randn(1, TEXT_TOKENS, TEXT_DIM)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
     scheduler.set_timesteps(STEPS)
+    model(x, scheduler.timesteps[:1], text, None, c)  # warms up
     with AttentionClock() as clock:
         began = time.perf_counter()
         model(x, scheduler.timesteps[:1], text, None, c)

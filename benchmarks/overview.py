@@ -46,7 +46,8 @@ def hosted(setting: Setting) -> str:
 
 
 def by_speed(result: dict) -> list[str]:
-    """A row a method, a column a speed: decibels in the mask, the measured speed, and how far ours is ahead."""
+    """A row a method, a column a speed: decibels in the mask, the measured speed, and how far it is from ours in the
+    time ours took (or, where it is never as fast, at its fastest)."""
     found = {(entry["name"], entry["wanted"]): entry for entry in result["summary"] if entry["name"] != "full"}
     speeds = sorted({wanted for _, wanted in found})
     names = sorted({name for name, _ in found}, key=lambda n: (ORDER.index(METHODS[n].kind), list(METHODS).index(n)))
@@ -57,15 +58,16 @@ def by_speed(result: dict) -> list[str]:
         mine = [found.get((name, speed)) for speed in speeds]
         clips = max(entry["clips"] for entry in mine if entry)
         label = METHODS[name].label + (f" ({clips} clips)" if clips < most else "")
-        lines.append(f"| {label} | " + " | ".join(_cell(entry) for entry in mine) + " |")
+        lines.append(f"| {label} | " + " | ".join(_cell(result["rows"], entry) for entry in mine) + " |")
     return lines
 
 
-def _cell(entry: dict | None) -> str:
+def _cell(rows: list[dict], entry: dict | None) -> str:
     if entry is None:
         return ""
     text = f"{entry['psnr']['mask']:.1f} dB at {entry['speed']:.2f}x"
-    ahead = entry.get("ours_ahead")
+    name, wanted = entry["name"], entry["wanted"]
+    ahead = None if name == "ours" else at_equal_time(rows, name, wanted, slower=True)
     return text + (f" ({_spread(-ahead['mean'], ahead)})" if ahead else "")
 
 
@@ -76,13 +78,16 @@ def _spread(mean: float, ahead: dict) -> str:
 def nearest(result: dict, wanted: float) -> tuple[str, dict] | None:
     """Of the other methods as fast as ours, fewer steps apart, the one ours is least ahead of at equal time, and by how
     much."""
-    names = {row["name"] for row in result["rows"]} - {"fewer-steps", "full"}
     others = {
-        name: ahead
-        for name in sorted(names)
-        if METHODS[name].kind in ("rival", "paper") and (ahead := at_equal_time(result["rows"], name, wanted))
-    }
+        name: ahead for name in _others(result) if (ahead := at_equal_time(result["rows"], name, wanted))
+    }  # fmt: skip
     return min(others.items(), key=lambda other: other[1]["mean"], default=None)
+
+
+def _others(result: dict) -> list[str]:
+    """Rivals and papers' methods that were run, fewer steps apart."""
+    names = {row["name"] for row in result["rows"]} - {"fewer-steps", "full"}
+    return sorted(name for name in names if METHODS[name].kind in ("rival", "paper"))
 
 
 def overview(results: list[dict]) -> list[str]:
@@ -103,7 +108,8 @@ def overview(results: list[dict]) -> list[str]:
             mine = f"{ours['clips']} | {speed:g}x | {ours['speed']:.2f}x{missed} | {ours['psnr']['mask']:.1f} dB"
             fewer = at_equal_time(result["rows"], "fewer-steps", speed, slower=True)
             name, best = nearest(result, speed) or ("", None)
-            few = f", {best['clips']} clips" if best and best["clips"] < ours["clips"] else ""
+            few = f", of {len(_others(result))}" if len(_others(result)) > 1 else ", the only one"
+            few += f", {best['clips']} clips" if best and best["clips"] < ours["clips"] else ""
             rival = f"{_ahead(best)} ({METHODS[name].label}{few})" if best else ""
             rival = rival or _too_slow(result)
             lines.append(f"| {words} | {mine} | {_ahead(fewer)} | {rival} |")

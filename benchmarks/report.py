@@ -25,7 +25,7 @@ def bench_table(result: dict) -> list[str]:
         titled(result),
         "",
         "| at | | clips | speed (measured) | of the stock run | PSNR mask | SSIM mask | ring | outside | all | "
-        "ours ahead by, paired | held | peak, whole process |",
+        "ours ahead at that budget, paired | held | peak, whole process |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for entry in result["summary"]:

@@ -10,9 +10,10 @@ pytest.importorskip("diffusers", reason="the benchmarks need diffusers")
 
 from benchmarks import bench, overview, report, settings
 from benchmarks.rivals import tune
-from benchmarks.rivals.methods import METHODS, fewer, why_not
+from benchmarks.rivals.methods import METHODS, Case, fewer, magcache, why_not
 from benchmarks.settings import MAIN, SETTINGS, Setting, chosen
 from benchmarks.summary import at_equal_time, summarise
+from hetcache_core import CachePolicy
 from tests.hosts.comfyui_host import missing
 
 TINY = Setting(steps=6, cfg=1.0, mask=0.2, moving=False, frames=5, size=64)
@@ -133,6 +134,8 @@ def test_the_best_knobs_are_the_closest_of_those_fast_enough():
     assert tune.best(rows, 2.0)["knobs"] == {"threshold": 2}  # 38 dB, more than 37; the first is too slow
     assert tune.best(rows, 1.0)["knobs"] == {"threshold": 1}
     assert tune.best(rows, 4.0) == {"knobs": {"threshold": 2}, "speed": 2.55, "db": 38, "reached": False}
+    rows += [trial(4, clip, 2.65, 20) for clip in (0, 1)]  # hardly faster, and much worse
+    assert tune.best(rows, 4.0)["knobs"] == {"threshold": 2}
 
 
 def test_where_steps_fit_the_budget_the_noise_of_times_chooses_nothing():
@@ -146,8 +149,18 @@ def test_knobs_tried_on_some_clips_only_do_not_count():
 
 
 def test_magcache_tries_no_pattern_twice():
-    found = tune.candidates("magcache", MAIN)
+    found = tune.candidates("magcache", MAIN, MAIN.speeds)
     assert 3 <= len(found) < len(METHODS["magcache"].knobs)
+    assert len(tune.candidates("magcache", MAIN, (4.0,))) < len(found)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_magcache_has_knobs_for_every_budget(setting):
+    fastest = 0.0
+    for knobs in tune.candidates("magcache", setting, setting.speeds):
+        rule = magcache(knobs, setting.steps)
+        fastest = max(fastest, setting.steps / sum(not rule.skip(i, 0) for i in range(setting.steps)))
+    assert fastest >= max(setting.speeds) or setting.steps <= 10  # the first steps are kept
 
 
 def test_families_share_their_tuning():
@@ -184,6 +197,14 @@ def test_equal_edits_count_as_100_dB():
 
 
 # ---- end to end
+
+
+def test_no_speed_is_an_estimate():
+    """A run whose only full evaluation warmed up is held against the clip's run in full, which timed fair ones."""
+    case = Case(TINY, TINY.source(0, "tuning"))
+    few, more = (case.by_policy(CachePolicy(schedule=schedule)) for schedule in ("FPPPPR", "FPPFPR"))
+    assert few.stats.speed_is_estimated and few.speed == case.full_seconds / few.stats.seconds
+    assert not more.stats.speed_is_estimated and more.speed == more.stats.speed
 
 
 def test_bench_end_to_end_and_on(tmp_path, monkeypatch, capsys):
@@ -241,10 +262,14 @@ def test_bench_inside_comfyui():
 def test_tuning_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "run_all", lambda work, tasks, workers, threads, done: [done(work(*t)) for t in tasks])
     monkeypatch.setattr(tune, "family", lambda setting, name: TINY)
-    monkeypatch.setattr(tune, "candidates", lambda name, setting: METHODS[name].knobs[2:12:4])
+    monkeypatch.setattr(tune, "candidates", lambda name, setting, speeds: METHODS[name].knobs[2:12:4])
     out = tmp_path / "settings.json"
     tune.main(["--settings", TINY.name, "--methods", "easycache", "--clips", "1", "--out", str(out)])
     held = json.loads(out.read_text())["families"][TINY.name]["methods"]["easycache"]
     assert held["clips"] == 1 and {"1.5", "2"} <= held.keys()
     assert tune.tuned(TINY, "easycache", 2.0, out) == held["2"]["knobs"]
+    before = json.loads(out.read_text())
+    tune.main(["--settings", TINY.name, "--methods", "easycache", "--clips", "1", "--out", str(out), "--speeds", "2"])
+    after = json.loads(out.read_text())["families"][TINY.name]["methods"]["easycache"]
+    assert after["1.5"] == before["families"][TINY.name]["methods"]["easycache"]["1.5"]
     assert tune.tuned(TINY, "first-block", 2.0, out) is None and tune.tuned(TINY, "ours", 2.0, out) == {}

@@ -266,6 +266,5 @@ def test_a_crop_takes_as_many_steps_as_fit_by_their_time(monkeypatch, budget, st
     monkeypatch.setattr(methods, "LatentEdit", Edit)
     mask = np.broadcast_to(masked(slice(40, 50), slice(33, 70))[1], (5, 96, 96))
     source = Source(np.zeros((5, 96, 96, 3), np.uint8), mask, "red circle", 0)
-    full = SimpleNamespace(seconds_of=lambda kind: 10.0)
-    case = SimpleNamespace(source=source, setting=Setting(steps=6, moving=False), full=full)
+    case = SimpleNamespace(source=source, setting=Setting(steps=6, moving=False), full_seconds=60.0)
     assert methods.METHODS["crop"](case, budget, {"padding": 0}).stats.seconds == 5.0 * steps
