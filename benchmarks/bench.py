@@ -7,12 +7,13 @@
 A *setting* (host, steps, cfg, mask, sampler, frames, size; `benchmarks.settings`) fills one file of
 `benchmarks/results/bench`. Every clip is edited in full once; every other run starts from the same noise and is
 compared with that edit in the mask, in the ring around it, outside, and overall. Speeds are of the time spent in the
-model, against full evaluations timed in the same run, without what those spend on storing context; against the clip's
-run in full where there is none but the first, and for crop-and-stitch; for fewer steps the ratio of the steps. Inside
-ComfyUI they are of the sampler's time, against the clip's run in full before and after the others. Rivals use the knobs
-that `benchmarks.rivals.tune` chose on other clips for each time budget. A run that was stopped goes on where it was;
-rows made with other knobs are made anew, with `--anew` also those of another machine, version or commit. A row's
-``machine`` says which of the file's ``machines`` (versions, commit) it was made on.
+model, against full evaluations timed in the same run, without what those spend on storing context; where a run has none
+but its first, against those of the clip's runs in full before and after it; for crop-and-stitch, against the clip's run
+in full; for fewer steps the ratio of the steps. Inside ComfyUI they are of the sampler's time, against runs in full
+before and after the others. Rivals use the knobs that `benchmarks.rivals.tune` chose on other clips for each time
+budget. A run that was stopped goes on where it was; rows made with other knobs are made anew, with `--anew` also those
+of another machine, version or commit. A row's ``machine`` says which of the file's ``machines`` (versions, commit) it
+was made on.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -46,6 +46,7 @@ AGEING = 0.6
 # What ends a schedule is brief up to this share of its mean step in all. A forecast for it can hardly spoil the result,
 # so that it may be had even where steps are few; and what a cool-down mends it mends by the longer step before.
 BRIEF = 0.25
+FEW_STALE = 0.87  # with few steps context costs so much less beside forecasts (nano, 6 steps, tuning clips)
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,7 @@ class Rules:
 
     Args:
         warmup, cooldown: full evaluations at the start (at least 1) and at the end.
-        max_reuse: most reuse evaluations in a row. usual_reuse: the same where that reaches the target (0 forbids brief
-            ones too), None for no such rule.
+        max_reuse: most reuse evaluations in a row. usual_reuse: the same where that reaches the target, if not 0.
         refresh: most evaluations from one full evaluation to the next.
         partials: whether partial evaluations are possible at all.
         guidance, blocks: whether guidance may be reused, and background blocks.
@@ -79,7 +79,7 @@ class Rules:
     blocks: bool = False
     brief: bool = False
     spare_refresh: bool = False
-    usual_reuse: int | None = None
+    usual_reuse: int = 0
 
     def __post_init__(self):
         if self.warmup < 1 or self.cooldown < 0 or self.max_reuse < 0 or self.refresh < 1:
@@ -109,24 +109,10 @@ class Rules:
         reusing = {"guidance": guided, "blocks": blocks and profile.blocks is not None}
         reusing["brief"] = policy.max_reuse is None and policy.cooldown is None
         reusing["spare_refresh"] = policy.refresh is None
-        # Measured: the model underrates runs of more than a tenth of a schedule, by 3 to 7 dB at their worst. At 1.5x
-        # of 6 steps, a forecast that paid for more context was worth 2 dB less than neither.
-        usual = max(round(evaluations / 10), 3) if not few else 0
-        reusing["usual_reuse"] = usual if policy.max_reuse is None and (sparing or not few) else None
+        # Measured: the model underrates runs of more than a tenth of a schedule, by 3 to 7 dB at their worst.
+        reusing["usual_reuse"] = max(round(evaluations / 10), 3) if policy.max_reuse is None and not few else 0
         hold = policy.forecast_order == 0
         return cls(warmup, cooldown, max_reuse, refresh, partials, hold, held, spare, **reusing)
-
-    @property
-    def restrained(self) -> list[Rules]:
-        """The same with less reuse in a row, from the usual on: to keep to where they reach the target."""
-        if self.usual_reuse is None:
-            return []
-        most = range(self.usual_reuse, max(self.max_reuse, self.usual_reuse + 1))
-        return [replace(self, max_reuse=longest, brief=self.brief and longest > 0) for longest in most]
-
-    def unusual(self, decisions: str) -> bool:
-        """Whether a sequence has more reuse in a row than usual."""
-        return self.usual_reuse is not None and REUSE * (self.usual_reuse + 1) in decisions
 
     @property
     def renewing(self) -> tuple[str, ...]:
@@ -192,7 +178,7 @@ class ErrorModel:
         if self.n <= FEW_STEPS:
             # Measured: the long steps at low noise ask still less of the context. Without this a second full evaluation
             # would come at the end, where it does least.
-            self.stale = self.stale * np.asarray(levels)
+            self.stale = self.stale * np.asarray(levels) * FEW_STALE
         self.spill = profile.spill * profile.at("context_second", sigmas)
         self.guided = (profile.guidance or 0.0) * self.second
         self.blocked = (profile.blocks or 0.0) * self.first

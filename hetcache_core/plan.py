@@ -98,11 +98,11 @@ def plan(
     found = planned(rules)
     if found.note:
         return found
-    for fewer in rules.restrained:
-        if REUSE * (fewer.max_reuse + 1) in found.decisions:
-            calmer = planned(fewer)
-            if not calmer.note:
-                return calmer
+    for longest in range(rules.usual_reuse, rules.max_reuse) if rules.usual_reuse else ():
+        if REUSE * (longest + 1) in found.decisions:
+            shorter = planned(replace(rules, max_reuse=longest))
+            if not shorter.note:
+                return shorter
     return found
 
 
@@ -127,10 +127,12 @@ def _plan(
     cost = model.cost(decisions)
     if cost > budget * SLACK:
         reached = evaluations / cost
+        partial = f" and a partial one costs {costs.partial:.0%} of a full one" if rules.partials else ""
+        helps = "a smaller mask, more steps" if rules.partials else "more steps"
         note = (
             f"speed {speed:g} is out of reach, {reached:.2f} is the most: {rules.warmup} warm-up and {rules.cooldown} "
-            f"cool-down evaluations are full and a partial one costs {costs.partial:.0%} of a full one; "
-            f"a smaller mask, more steps or a shorter warm-up would help{'' if rules.max_reuse else ALLOW}"
+            f"cool-down evaluations are full{partial}; "
+            f"{helps} or a shorter warm-up would help{'' if rules.max_reuse else ALLOW}"
         )
     else:
         decisions = _spend(model, decisions, budget)

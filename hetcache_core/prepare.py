@@ -8,7 +8,7 @@ from .block_profile import split_for
 from .blocks import BlockCache, delta_bytes, fitting
 from .context import ContextSampler, RememberedContext, even_positions, remember
 from .costs import Costs
-from .error_model import BLOCKS, PARTIAL, Rules
+from .error_model import BLOCKS, PARTIAL, REUSE, Rules
 from .memory import ContextMemory
 from .methods import Method, Planned
 from .methods.hetcache import HetCache
@@ -17,11 +17,11 @@ from .methods.profilingdit import timeline
 from .methods.replanned import Replanned
 from .partial import Partials
 from .plan import SLACK, Plan, plan
-from .policy import CachePolicy
+from .policy import FEW_STEPS, CachePolicy
 from .profile import USUAL_SHARE, ErrorProfile
 from .semantic import MODES, SemanticSampler
 from .setup import RunSetup, budget_note, choose_tier, tier_bytes
-from .tiers import MemoryTier
+from .tiers import NO_MEMORY, MemoryTier
 
 SHARES, MORE = (USUAL_SHARE, 0.05, 0.0), 0.3
 SAMPLE = 64  # tokens whose block deltas are compared
@@ -82,11 +82,12 @@ def _prepare(policy: CachePolicy, setup: RunSetup, profile: ErrorProfile) -> Pre
         )  # fmt: skip
         partials = policy.partials and not setup.no_partials and costs.partial < 0.95
         rules = Rules.of(policy, profile, setup.evaluations, partials, setup.streams, background > 0, not tier.follows)
-        assumed = profile.renewing(share) if tier.share else profile
+        assumed = profile.renewing(share, setup.evaluations <= FEW_STEPS) if tier.share else profile
         method, planned = _method(policy, setup, costs, rules, assumed)
         tried.append((sampler, watched, costs, method, planned))
         reached = _rank(planned, policy.speed, rules)[0] == 0
-        if policy.method != "plan" or policy.schedule or (len(tried) > 1 and reached):
+        enough = len(tried) > 1 and reached and setup.evaluations > FEW_STEPS
+        if policy.method != "plan" or policy.schedule or enough:
             break
     sampler, watched, costs, method, planned = min(tried, key=lambda each: _rank(each[-1], policy.speed, rules))
     held = tier.share and method.expects(PARTIAL, -1)
@@ -108,7 +109,7 @@ def _prepare(policy: CachePolicy, setup: RunSetup, profile: ErrorProfile) -> Pre
         plan=planned,
         note="; ".join(text for text in notes if text),
         partials=Partials(classes.edited, sampler, watched, memory, setup.grid.size),
-        tier=tier,
+        tier=tier if held else NO_MEMORY,
         context_bytes=tier_bytes(tier, setup) if held else 0,
         blocks=blocks,
         block_bytes=block_bytes,
@@ -139,7 +140,7 @@ def _method(
 
 def _context_shares(policy: CachePolicy) -> tuple[float, ...]:
     """Shares of the context to compute again on partial evaluations, in the order to try them: the usual one, one that
-    may be better, and, where neither reaches the speed, less."""
+    may be better, and, where neither reaches the speed or steps are few, less."""
     if policy.context_share is not None:
         return (policy.context_share,)
     return SHARES if policy.speed > 2.5 else (USUAL_SHARE, MORE, *SHARES[1:])
@@ -152,7 +153,8 @@ def _rank(planned: Plan | None, speed: float, rules: Rules) -> tuple[int, bool, 
         return 0, False, 0.0
     if planned.predicted_speed * SLACK < speed:
         return 1, False, -planned.predicted_speed
-    return 0, rules.unusual(planned.decisions), planned.predicted_error
+    long = bool(rules.usual_reuse) and REUSE * (rules.usual_reuse + 1) in planned.decisions
+    return 0, long, planned.predicted_error
 
 
 def _sampler(

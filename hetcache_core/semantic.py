@@ -19,6 +19,7 @@ CLUSTERS = 16  # the paper's K
 ITERATIONS = 5
 QUERIES = 256  # generative tokens whose attention is looked at
 FEATURES = 64  # dimensions the values are projected to before clustering
+GOLDEN = 2654435769  # of 2**32: multiples of it are spread evenly
 MODES = ("kmeans", "attention", "both")
 
 
@@ -145,10 +146,10 @@ def _proportional(sizes: Tensor, count: int) -> Tensor:
     if count < int(first.sum()):
         first = torch.zeros_like(sizes)
     room, rest = sizes - first, count - int(first.sum())
-    exact = room.double() * (rest / max(int(room.sum()), 1))
-    more = exact.floor().long()
-    left = rest - int(more.sum())
-    more[(exact - more).argsort(descending=True, stable=True)[:left]] += 1
+    shares = room * rest  # in whole numbers: not every device has float64
+    more = shares // max(int(room.sum()), 1)
+    remainder = shares % max(int(room.sum()), 1)
+    more[remainder.argsort(descending=True, stable=True)[: rest - int(more.sum())]] += 1
     return first + more
 
 
@@ -157,8 +158,8 @@ def _even_rank(labels: Tensor, sizes: Tensor) -> Tensor:
     grouped = labels.argsort(stable=True)
     starts = (sizes.cumsum(0) - sizes)[labels[grouped]]
     place = torch.arange(len(labels), device=labels.device) - starts
-    spread = torch.frac(place.double() * 0.6180339887498949)
-    order = (labels[grouped].double() + spread).argsort(stable=True)
+    spread = place * GOLDEN % 2**32  # a fraction of 2**32, for not every device has float64
+    order = (labels[grouped] * 2**32 + spread).argsort(stable=True)
     rank = torch.empty_like(labels)
     rank[grouped[order]] = torch.arange(len(labels), device=labels.device) - starts[order]
     return rank

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from .costs import ModelShape
 from .policy import CachePolicy
 from .tiers import LADDER, NO_MEMORY, MemoryTier
-from .tokens import TokenClasses, TokenGrid
+from .tokens import PIXELS_PER_CELL, TokenClasses, TokenGrid
+
+RISE = 1e-4  # of noise levels; less is a rounding
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class RunSetup:
         main_layers: which self-attention layers, in call order, are the main blocks'; empty where that is unknown.
         weights: a few numbers from the model's weights, by which a block profile knows it; may be empty.
         interrupts: exceptions by which the host stops a run; they are never taken for failures.
+        cell: pixels along a side of a latent cell.
+        mask_threshold: by which the classes were found.
     """
 
     grid: TokenGrid
@@ -49,6 +54,8 @@ class RunSetup:
     main_layers: tuple[int, ...] = ()
     weights: tuple[float, ...] = ()
     interrupts: tuple[type[BaseException], ...] = ()
+    cell: int = PIXELS_PER_CELL
+    mask_threshold: float | None = None
 
     @property
     def evaluations(self) -> int:
@@ -73,6 +80,8 @@ def why_full(policy: CachePolicy, setup: RunSetup) -> str:
         return "speed 1.0 asks for the exact output"
     if setup.reason:
         return setup.reason
+    if any(after - before > RISE for before, after in pairwise(setup.sigmas)):
+        return "the sampler goes back to noisier steps (as heunpp2 does), where nothing can be forecast; take another"
     if setup.classes is None or not bool(setup.classes.generative.any()):
         return "the mask is empty: there is nothing to edit; connect a mask that covers the region to change"
     fraction = setup.classes.mask_fraction

@@ -90,7 +90,8 @@ def pool_pixel_mask(mask: Tensor, grid: TokenGrid, threshold: float = 0.1) -> Te
     moving mask never vanishes.
 
     Args:
-        mask: ``[F, H, W]`` (or ``[1, H, W]``, repeated over time), 0 = keep, 1 = generate; soft values allowed.
+        mask: ``[F, H, W]`` (or ``[1, H, W]``, repeated over time), 0 = keep, 1 = generate; soft values allowed. It may
+            be a whole number of times as large as 16 pixels a token: Wan 2.2 5B's tokens are 32 wide.
         grid: the token grid of the clip, without reference frames.
         threshold: a pixel above it counts.
 
@@ -106,7 +107,10 @@ def pool_pixel_mask(mask: Tensor, grid: TokenGrid, threshold: float = 0.1) -> Te
         mask = mask.expand(frames, -1, -1)
     if mask.shape[0] != frames:
         raise ValueError(f"the mask has {mask.shape[0]} frames but the clip has {frames}; give one frame or {frames}")
-    cells = F.max_pool2d(mask[:, None], PIXELS_PER_CELL, ceil_mode=True)[:, 0]
+    larger = max(mask.shape[-1] // (2 * PIXELS_PER_CELL * grid.width), 1)
+    if tuple(mask.shape[-2:]) != tuple(2 * PIXELS_PER_CELL * larger * n for n in grid.shape[1:]):
+        larger = 1  # refused below
+    cells = F.max_pool2d(mask[:, None], PIXELS_PER_CELL * larger, ceil_mode=True)[:, 0]
     first, rest = cells[:1], cells[1:]
     if len(rest):
         rest = rest.reshape(-1, FRAMES_PER_CELL, *cells.shape[1:]).amax(1)

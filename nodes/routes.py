@@ -91,6 +91,9 @@ def forecast(policy: CachePolicy, setup: RunSetup) -> dict:
     else:
         parts = prepare(policy, setup)
         planned, tier, note, held = parts.plan, parts.tier, parts.note, parts.context_bytes + parts.block_bytes
+    if setup.mask_threshold not in (None, policy.mask_threshold):
+        note = "; ".join(filter(None, (note, "what another mask_threshold covers is known after the next run")))
+    references, side = known.reference_frames if known else 0, 2 * setup.cell
     return {
         "known": True,
         "total": setup.evaluations,
@@ -102,5 +105,5 @@ def forecast(policy: CachePolicy, setup: RunSetup) -> dict:
         "tier": str(tier),
         "mask_fraction": setup.classes.mask_fraction if setup.classes else 0.0,
         "note": note,
-        "clip": {"latent_frames": frames, "width": 16 * width, "height": 16 * height},
+        "clip": {"latent_frames": frames - references, "width": side * width, "height": side * height},
     }

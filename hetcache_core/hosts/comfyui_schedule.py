@@ -12,6 +12,7 @@ from comfy.samplers import KSAMPLER
 if TYPE_CHECKING:
     from .comfyui_setup import Sampling
 
+ROUNDING = 1e-5  # far less than any two steps are apart
 MOST_PER_STEP = 8  # evaluations; a sampler that asks for more chooses them by what it is told
 
 
@@ -46,12 +47,25 @@ class EvaluationSchedule:
             return cls(steps)
         if asked != again or not asked:
             return cls(steps, stochastic=True)
-        return cls((*asked, steps[-1]), stochastic=not torch.equal(latents, others))
+        return cls((*_snapped(asked, steps), steps[-1]), stochastic=not torch.equal(latents, others))
 
     def has(self, evaluation: int, sigma: float) -> bool:
         """Whether an evaluation is at this noise level."""
         known = evaluation < len(self.sigmas) - 1
         return known and math.isclose(self.sigmas[evaluation], sigma, rel_tol=2e-3, abs_tol=1e-4)
+
+
+def _snapped(asked: list[float], steps: tuple[float, ...]) -> list[float]:
+    """Levels as the schedule has them: a sampler that works them out again (exp_heun_2_x0) misses by a rounding, and
+    one level would look like two."""
+    known, found = list(steps), []
+    for level in asked:
+        nearest = min(known, key=lambda other: abs(other - level))
+        if not math.isclose(nearest, level, rel_tol=ROUNDING, abs_tol=ROUNDING):
+            nearest = level
+            known.append(level)
+        found.append(nearest)
+    return found
 
 
 class _Stage:

@@ -18,7 +18,7 @@ from ..block_profile import sampled_weights
 from ..costs import ModelShape
 from ..policy import CachePolicy
 from ..setup import RunSetup
-from ..tokens import TokenGrid
+from ..tokens import PIXELS_PER_CELL, TokenGrid
 from .comfyui_masks import token_classes
 from .comfyui_schedule import EvaluationSchedule
 
@@ -232,7 +232,15 @@ def read_setup(
         main_layers=_main_layers(model, copies),
         weights=sampled_weights([block.modulation for block in model.blocks]),
         interrupts=(comfy.model_management.InterruptProcessingException,),
+        cell=_cell(sampling.guider.model_patcher),
+        mask_threshold=policy.mask_threshold,
     )
+
+
+def _cell(patcher: Any) -> int:
+    """Pixels along a side of a latent cell: 8, and 16 of the 5B model's."""
+    latent_format = getattr(patcher.model, "latent_format", None)
+    return getattr(latent_format, "spacial_downscale_ratio", PIXELS_PER_CELL)
 
 
 def _main_layers(model: torch.nn.Module, copies: int) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ import importlib
 import json
 import statistics
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import comfy.model_management
@@ -159,6 +160,24 @@ def test_the_planner_is_asked_about_the_last_run(browser):
     assert "out of reach" in routes.forecast(core.CachePolicy(speed=8.0, max_reuse=0), setup)["note"]
     wide = routes.forecast(core.CachePolicy(speed=2.0, margin_space=16), setup)
     assert wide["planned"] != same["planned"] or wide["predicted"] < same["predicted"]
+
+
+def test_the_planner_says_what_the_clip_is(browser):
+    _, stats = watched(core.CachePolicy(speed=2.0), steps=20)
+    setup = live.last_setups.find(["7"])
+    clip = routes.forecast(core.CachePolicy(), setup)["clip"]
+    frames, height, width = setup.grid.shape
+    assert clip == {"latent_frames": frames, "width": 16 * width, "height": 16 * height}
+    behind = replace(setup, cell=16, classes=replace(setup.classes, reference_frames=1))
+    clip = routes.forecast(core.CachePolicy(), behind)["clip"]
+    assert clip == {"latent_frames": frames - 1, "width": 32 * width, "height": 32 * height}
+
+
+def test_the_planner_knows_the_mask_by_the_last_runs_threshold_only(browser):
+    watched(core.CachePolicy(speed=2.0), steps=20)
+    setup = live.last_setups.find(["7"])
+    assert "mask_threshold" not in routes.forecast(core.CachePolicy(), setup)["note"]
+    assert "after the next run" in routes.forecast(core.CachePolicy(mask_threshold=0.5), setup)["note"]
 
 
 def test_settings_come_as_the_nodes_widgets_have_them():

@@ -1,5 +1,7 @@
 """The rehearsed schedule is what every sampler of the host asks for, and a plan can follow it."""
 
+from itertools import pairwise
+
 import comfy.sample
 import comfy.samplers
 import pytest
@@ -54,6 +56,8 @@ def test_a_rehearsal_finds_the_schedule_and_whether_noise_is_added(sampler):
     assert is_as_rehearsed(middle, asked_in_the_middle), (middle, asked_in_the_middle)
     assert again == schedule and asked_again == asked
     assert schedule.stochastic == (not torch.equal(result, other))
+    levels = sorted(set(schedule.sigmas))
+    assert all(above - below > 1e-4 for below, above in pairwise(levels)), "one level looks like two"
 
 
 @pytest.mark.parametrize("sampler", ["euler", "uni_pc", "heun", "dpmpp_2m", "euler_ancestral", "dpmpp_2m_sde", "lcm"])
@@ -65,6 +69,21 @@ def test_samplers_follow_a_plan(sampler):
     result, stats = cached(load(), QUICK, policy, sampler=sampler)
     assert stats.decisions == policy.schedule and not stats.warnings, stats.summary()
     assert psnr(result, stock) > 20
+
+
+@pytest.mark.parametrize("sampler", ["exp_heun_2_x0", "exp_heun_2_x0_sde"])
+def test_levels_worked_out_again_are_the_schedules(sampler):
+    if sampler not in comfy.samplers.SAMPLER_NAMES:
+        pytest.skip("this host has no such sampler")
+    steps = rehearse_and_run("heun", seed=1)[0].sigmas
+    found = rehearse_and_run(sampler, seed=1)[0].sigmas
+    assert set(found[1:]) == set(steps[1:]) and len(found) == len(steps)  # the first it moves off pure noise
+
+
+def test_a_sampler_that_goes_back_to_noisier_steps_is_computed_in_full():
+    stock = sample(load(), QUICK, sampler="heunpp2")
+    result, stats = cached(load(), QUICK, CachePolicy(speed=2.0), sampler="heunpp2")
+    assert set(stats.decisions) == {"F"} and "heunpp2" in stats.note and torch.equal(result, stock)
 
 
 def test_a_sampler_that_chooses_its_steps_is_given_up():

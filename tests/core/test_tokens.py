@@ -36,6 +36,15 @@ def test_single_frame_mask_repeats_and_soft_values_count_above_threshold():
     assert touched[:, 0, 0].all()
 
 
+def test_a_mask_of_larger_cells_is_the_same():
+    """Wan 2.2 5B's latent cells are 16 pixels wide."""
+    mask = torch.zeros(5, 32, 48)
+    mask[2, 20, 33] = 1
+    grid = TokenGrid(2, 2, 3)
+    wide = mask.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    assert torch.equal(pool_pixel_mask(wide, grid), pool_pixel_mask(mask, grid))
+
+
 def test_odd_pixel_sizes_pad_like_the_model():
     touched = pool_pixel_mask(torch.ones(1, 72, 120), TokenGrid(1, 5, 8))
     assert touched.all()
