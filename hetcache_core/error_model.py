@@ -46,7 +46,7 @@ AGEING = 0.6
 # What ends a schedule is brief up to this share of its mean step in all. A forecast for it can hardly spoil the result,
 # so that it may be had even where steps are few; and what a cool-down mends it mends by the longer step before.
 BRIEF = 0.25
-FEW_STALE = 0.87  # with few steps context costs so much less beside forecasts (nano, 6 steps, tuning clips)
+FEW_STALE = 0.87  # with few steps context costs so much less beside forecasts (`benchmarks.foretold`)
 
 
 @dataclass(frozen=True)

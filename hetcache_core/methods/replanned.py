@@ -12,7 +12,11 @@ from ..plan import Plan, plan
 from ..profile import ErrorProfile
 from . import Planned
 
-DEPARTURE = 1.5  # measured change over the profile's, either way, at which the rest is planned anew
+DEPARTURE = 2.0  # measured ratio of the two changes over the profile's, either way, at which the rest is planned anew
+# What a run sees, over its profile, where that is right: a profile's curves are of neighbouring evaluations, forecasts
+# bend as well, and what moves to and fro comes less far over a gap. Medians on tuning clips (`benchmarks.foretold`).
+SEEN_MISS, SEEN_DRIFT = 0.5, 0.67
+FURTHEST = 10.0  # a single change counts as so many times the profile's at most, either way
 OBSERVATIONS = 3  # computed evaluations that must have spoken before that
 MOST = 3  # plans anew in a run; each takes a fraction of a second
 MEMORY = 0.7  # share of the past in the running mean of logarithms
@@ -23,7 +27,7 @@ class Replanned(Planned):
     of the generative tokens' forecast (the price of reuse) and the drift of the context (the price of partials).
 
     Both are measured on the watched stream, so the same run gives the same plan again. A common factor changes hardly a
-    plan; what does is their ratio, and a departure from the profile.
+    plan; what does is their ratio.
 
     Args:
         plan: the first one.
@@ -44,7 +48,7 @@ class Replanned(Planned):
         self._sigmas, self._speed, self._profile = sigmas, speed, profile
         self._second, self._drift = profile.at("second", sigmas), profile.at("context_first", sigmas)
         self._spacing: float | None = None
-        self._means: dict[str, float] = {}
+        self._means: dict[str, float] = {}  # of the logarithm of measured over foretold
         self._used = {"predictions": 0.0, "context": 0.0}
         self._count = self._made = 0
         self._partials = PARTIAL in plan.decisions  # what partials need was prepared for, or was not
@@ -56,19 +60,17 @@ class Replanned(Planned):
         spacing, self._spacing = self._spacing, seen.gap
         if spacing is None or evaluation >= len(self._second):
             return
-        foretold = min(self._second[evaluation] * missed(seen.gap), 1.0)
-        self._note("predictions", seen.miss, foretold)
+        self._note("predictions", seen.miss, SEEN_MISS * min(self._second[evaluation] * missed(seen.gap), 1.0))
         if seen.drift is not None:
-            self._note("context", seen.drift, self._drift[evaluation])
+            self._note("context", seen.drift, SEEN_DRIFT * self._drift[evaluation])
         self._count += 1
-        if self._count < OBSERVATIONS or self._made >= MOST:
-            return
-        if any(abs(mean - self._used[what]) > math.log(DEPARTURE) for what, mean in self._means.items()):
+        spoken = self._count >= OBSERVATIONS and len(self._means) == len(self._used)
+        if spoken and self._made < MOST and abs(_ratio(self._means) - _ratio(self._used)) > math.log(DEPARTURE):
             self._plan_anew(evaluation)
 
     def _note(self, what: str, measured: float, foretold: float) -> None:
-        if measured > 0 and foretold > 0:
-            ratio = math.log(measured / foretold)
+        if foretold > 0:
+            ratio = math.log(min(max(measured / foretold, 1 / FURTHEST), FURTHEST))
             self._means[what] = MEMORY * self._means.get(what, ratio) + (1 - MEMORY) * ratio
 
     def _plan_anew(self, evaluation: int) -> None:
@@ -78,10 +80,14 @@ class Replanned(Planned):
         profile, done = self._profile.scaled(**factors), self.plan.decisions[: evaluation + 1]
         rules = replace(self._rules, partials=self._rules.partials and self._partials)
         new = plan(self._sigmas, self.plan.costs, self._speed, rules, profile, done)
-        if new.decisions != self.plan.decisions:
+        if new.decisions != self.plan.decisions and not new.note:
             reason = (
                 f"planned anew at evaluation {evaluation + 1}: predictions change {factors['predictions']:.1f} times, "
                 f"the surroundings {factors['context']:.1f} times as much as the profile says"
             )
             self.plan = new
             self.notice(new, reason)
+
+
+def _ratio(changes: dict[str, float]) -> float:
+    return changes["predictions"] - changes["context"]

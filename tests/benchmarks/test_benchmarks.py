@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("diffusers", reason="the benchmarks need diffusers")
 
-from benchmarks import calibrate, costs, forecasts, impact, kinds, panel, real_size, report, tiers
+from benchmarks import calibrate, costs, forecasts, foretold, impact, kinds, panel, real_size, report, tiers
 from benchmarks.latent import LatentEdit
 from benchmarks.machine import PeakMemory
 from benchmarks.pareto import look
@@ -51,6 +51,40 @@ def test_tiers_are_averaged_over_clips_beside_what_real_models_need():
     assert table[-2].startswith("| 100% of the context | 41.5 dB | 16.3 GB |") and "2 tuning clips" in table[0]
     assert table[-1].startswith(f"| {least} | 41.5 dB | 1.8 GB |")
     assert len({str(tier) for tier in tiers.TIERS}) == len(tiers.TIERS)
+
+
+def foretold_rows(renewal, stale):
+    """Rows whose errors follow the model with these constants, were every clip's a factor apart."""
+    rows = []
+    for clip, factor in enumerate((1.0, 3.0)):
+        for plan, forecast in zip(foretold.PLANS, (0.0, 0.01, 0.0, 0.02, 0.01, 0.03)):
+            for share in foretold.SHARES:
+                shipped = (1 - foretold.FEW_RENEWAL * share) * foretold.FEW_STALE
+                error = factor * (forecast + 0.02 + (1 - renewal * share) / (1 - renewal * 0.15) * stale)
+                terms = (forecast, shipped / (1 - foretold.FEW_RENEWAL * 0.15), 0.02)
+                row = {"clip": clip, "kind": "few", "plan": plan, "share": share, "error": error, "terms": terms}
+                rows.append(row | {"speed": 1.5})
+    return rows
+
+
+def test_what_few_steps_need_is_found_in_the_errors_of_plans():
+    renewal, stale, misfit, shipped = foretold.fitted(foretold_rows(1.2, 0.4))
+    assert (renewal, stale) == pytest.approx((1.2, 0.4), rel=0.01) and misfit < 0.01 < shipped
+    right = foretold.fitted(foretold_rows(foretold.FEW_RENEWAL, foretold.FEW_STALE))
+    assert right[:2] == pytest.approx((foretold.FEW_RENEWAL, foretold.FEW_STALE)) and right[3] < 1e-6
+
+
+def test_plans_that_stay_are_held_against_plans_made_anew():
+    rows = foretold_rows(1.8, 0.87) + [
+        {"clip": clip, "kind": "planned", "profile": profile, "speed": speed, "replan": replan,
+         "error": 0.01 if replan else 0.1, "planned_anew": int(replan and profile == "wan" and clip)}
+        for clip in (0, 1) for profile in foretold.PROFILES for speed in MAIN.speeds for replan in (False, True)
+    ]  # fmt: skip
+    rows += [{"clip": 0, "kind": "watched", "what": what, "ratio": 0.5} for what in ("predictions", "context")]
+    table = foretold.table({"machine": {"device": "a machine"}, "rows": rows})
+    assert "| wan | 3x | 20.0 dB | 40.0 dB | 1 of 2 |" in table
+    assert "| nano | 2x | 20.0 dB | 40.0 dB | 0 of 2 |" in table
+    assert "missed by 0.50 times" in table[-1] and sum(line.startswith("| FP") for line in table) == 24
 
 
 def test_watched_runs_are_paired_with_their_neighbours():

@@ -10,7 +10,7 @@ from hetcache_core import CachePolicy, Engine
 from hetcache_core.costs import Costs
 from hetcache_core.error_model import Rules, missed
 from hetcache_core.forecast import Seen
-from hetcache_core.methods.replanned import MOST, Replanned
+from hetcache_core.methods.replanned import MOST, SEEN_DRIFT, SEEN_MISS, Replanned
 from hetcache_core.packing import pack
 from hetcache_core.plan import plan
 from hetcache_core.profile import ErrorProfile
@@ -34,8 +34,8 @@ def follow(predictions=1.0, context=1.0, profile=NANO, rules=RULES):
             continue
         gap = i - last
         miss = truth["second"][i] * missed(gap) if spacing else truth["first"][i] * gap
-        drift = context * truth["context_first"][i] if done[-1] == "F" else None
-        method.observe_forecast(i, Seen(gap, 0.0, predictions * miss, drift))
+        drift = context * SEEN_DRIFT * truth["context_first"][i] if done[-1] == "F" else None
+        method.observe_forecast(i, Seen(gap, 0.0, predictions * SEEN_MISS * miss, drift))
         last, spacing = i, gap
     return done, first.decisions, reasons
 
@@ -58,6 +58,11 @@ def test_where_the_profile_fits_the_plan_is_kept():
     assert follow(1.3, 0.8)[2] == []
 
 
+def test_a_common_factor_changes_no_plan():
+    done, first, reasons = follow(4.0, 4.0)
+    assert done == first and not reasons
+
+
 def test_where_the_surroundings_are_still_more_is_computed_in_part():
     done, first, reasons = follow(2.0, 0.2, replace(NANO, staleness=3.0))
     assert reasons and "2.0 times" in reasons[0] and done != first
@@ -66,7 +71,7 @@ def test_where_the_surroundings_are_still_more_is_computed_in_part():
     assert lively.count("P") < first.count("P")
 
 
-@pytest.mark.parametrize(("predictions", "context"), [(3.0, 0.3), (0.3, 3.0), (3.0, 3.0), (10.0, 0.1)])
+@pytest.mark.parametrize(("predictions", "context"), [(3.0, 0.3), (0.3, 3.0), (1.0, 3.0), (10.0, 0.1)])
 def test_new_plans_keep_the_budget_and_the_rules(predictions, context):
     done, first, reasons = follow(predictions, context)
     price = {"F": 1.0, "P": 0.3, "R": COSTS.reuse}
@@ -119,7 +124,8 @@ def growing(policy, steps=30):
 def test_a_run_says_that_it_was_planned_anew_and_is_the_same_every_time():
     policy = CachePolicy(speed=2.5, warmup=2, profile="wan", replan=True)
     (stats, first), (again, second) = growing(policy), growing(policy)
-    assert "planned anew at evaluation" in stats.summary() and stats.decisions == stats.planned
+    assert "planned anew at evaluation" in stats.summary() and "the surroundings 0.1 times" in stats.summary()
+    assert stats.decisions == stats.planned
     assert stats.decisions == again.decisions and not stats.warnings
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     settled, _ = growing(replace(policy, replan=False))
