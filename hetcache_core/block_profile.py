@@ -31,7 +31,7 @@ class BlockProfile:
         scores: how much each main block attends to the edit, ``[layers]`` in 0 to 1 (:class:`BlockScores`); empty where
             a list was published without them.
         threshold: blocks that score below it are background; None where there are no scores.
-        weights: a few numbers from the model's weights, which tell fine-tuned models apart; may be empty.
+        weights: a few numbers from the model's weights, which tell differently trained models apart; may be empty.
         source: how it was obtained.
 
     Raises:

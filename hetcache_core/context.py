@@ -46,21 +46,32 @@ def remember(classes: TokenClasses, share: float) -> RememberedContext:
     The nearest rings are whole. Beyond, tokens are picked by a low-discrepancy sequence over frames, rows and columns
     (Roberts' R3), which no row of the grid can fall in step with, and stand for as many as were passed over, so that
     sums over the context stay unbiased; of these there are three bands of one weight each, since attention takes keys
-    of one weight together.
+    of one weight together. Reference images, which the edit is to show, are whole where they take no more than half,
+    and otherwise count as next to the edit.
 
     Args:
         classes: the run's token classes.
         share: share of the context to keep, 0 to 1.
     """
-    context = classes.context
+    context, references = classes.context, len(classes.references)  # which are the first tokens there are
     total = len(context)
     count = min(total, round(share * total))
     if count in (0, total):
         return RememberedContext(context[:count], torch.ones(count, device=context.device))
     distance = classes.distance[context].clamp_min(1).cpu()
+    if 2 * references > count:
+        distance[:references] = 1
+        return _thinned(classes.grid, context, distance, count)
+    rest = _thinned(classes.grid, context[references:], distance[references:], count - references)
+    ones = torch.ones(references, device=context.device)
+    return RememberedContext(torch.cat([context[:references], rest.indices]), torch.cat([ones, rest.weights]))
+
+
+def _thinned(grid: TokenGrid, context: Tensor, distance: Tensor, count: int) -> RememberedContext:
+    """``count`` of some context tokens ``[N]``, which lie so many rings from the edit (on the CPU)."""
     whole, density = _near_and_far(torch.bincount(distance).tolist(), count)
     chance = torch.where(distance <= whole, 1.0, density / distance).double()
-    order = torch.where(distance <= whole, 0.0, _scattered(classes.grid, context.cpu()) / chance)
+    order = torch.where(distance <= whole, 0.0, _scattered(grid, context.cpu()) / chance)
     picked = order.argsort(stable=True)[:count].sort().values
     far = distance[picked][distance[picked] > whole].double()
     inner = far.quantile(torch.linspace(0, 1, _BANDS + 1, dtype=far.dtype)[1:-1], interpolation="lower")

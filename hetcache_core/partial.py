@@ -17,7 +17,8 @@ class Partials:
     """Selection, context memory and their part in self-attention.
 
     Args:
-        edited: tokens every partial evaluation computes (generative and margin), sorted ``[N]``.
+        edited: tokens every partial evaluation computes (generative and margin; without memory, reference images too),
+            sorted ``[N]``.
         sampler: chooses the context computed with them.
         watched: self-attention layer the sampler looks at on full evaluations, -1 for none.
         memory: of context, or None.

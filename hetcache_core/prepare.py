@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
+
 from .block_profile import split_for
 from .blocks import BlockCache, delta_bytes, fitting
 from .context import ContextSampler, RememberedContext, even_positions, remember
@@ -69,11 +71,13 @@ def _prepare(policy: CachePolicy, setup: RunSetup, profile: ErrorProfile) -> Pre
     blocks, block_bytes, block_note = _blocks(policy, setup, profile)
     tier = choose_tier(policy, setup, taken=block_bytes)
     remembered = remember(classes, tier.share)
+    # without memory, reference images are still to be seen
+    always = classes.edited if tier.share else torch.cat([classes.references, classes.edited])
     background = len(blocks.split.background) if blocks else 0
     tried = []
     for share in _context_shares(policy):
         sampler, watched = _sampler(policy, setup, remembered, bool(tier.share), share)
-        selected = len(classes.edited) + sampler.count
+        selected = len(always) + sampler.count
         kept = len(remembered.indices) if tier.share else 0
         keys = len(classes.edited) + kept if kept else selected
         costs = Costs.of(
@@ -108,7 +112,7 @@ def _prepare(policy: CachePolicy, setup: RunSetup, profile: ErrorProfile) -> Pre
         method=method,
         plan=planned,
         note="; ".join(text for text in notes if text),
-        partials=Partials(classes.edited, sampler, watched, memory, setup.grid.size),
+        partials=Partials(always, sampler, watched, memory, setup.grid.size),
         tier=tier if held else NO_MEMORY,
         context_bytes=tier_bytes(tier, setup) if held else 0,
         blocks=blocks,
@@ -162,7 +166,7 @@ def _sampler(
 ) -> tuple[ContextSampler | SemanticSampler, int]:
     """Who chooses context, and the self-attention layer it must see (-1: none)."""
     classes, mode = setup.classes, policy.context_sampling
-    pool = remembered.indices if remembers else classes.context
+    pool = remembered.indices if remembers else classes.context[len(classes.references) :]
     if not remembers and mode == "stalest":
         mode = "rotating"  # a weighted prune needs an unbiased sample
     if mode in MODES:

@@ -78,6 +78,12 @@ class TokenClasses:
         return (~(self.generative | self.margin)).nonzero().flatten()
 
     @cached_property
+    def references(self) -> Tensor:
+        """Sorted indices of the context tokens that reference images stand on."""
+        per_frame = self.grid.height * self.grid.width
+        return torch.arange(self.reference_frames * per_frame, device=self.generative.device)
+
+    @cached_property
     def mask_fraction(self) -> float:
         """Share of tokens that are generative."""
         return self.generative.float().mean().item()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from ..error_model import PARTIAL, Rules, missed
+from ..error_model import BLOCKS, GUIDANCE, PARTIAL, PARTS, Rules, missed
 from ..forecast import Seen
 from ..plan import Plan, plan
 from ..profile import ErrorProfile
@@ -43,15 +43,19 @@ class Replanned(Planned):
     ):  # fmt: skip
         super().__init__(plan)
         self.notice = notice
-        # the cool-down stays what the first plan settled on
-        self._rules = replace(rules, cooldown=plan.cooldown, spare_cooldown=False)
+        # What the first plan does not use nothing was prepared for; and the cool-down stays what it settled on.
+        used = {part for decision in plan.decisions for part in PARTS.get(decision, decision)}
+        able = {
+            "partials": rules.partials and PARTIAL in used, "guidance": rules.guidance and GUIDANCE in used,
+            "blocks": rules.blocks and BLOCKS in used,
+        }  # fmt: skip
+        self._rules = replace(rules, cooldown=plan.cooldown, spare_cooldown=False, **able)
         self._sigmas, self._speed, self._profile = sigmas, speed, profile
         self._second, self._drift = profile.at("second", sigmas), profile.at("context_first", sigmas)
         self._spacing: float | None = None
         self._means: dict[str, float] = {}  # of the logarithm of measured over foretold
         self._used = {"predictions": 0.0, "context": 0.0}
         self._count = self._made = 0
-        self._partials = PARTIAL in plan.decisions  # what partials need was prepared for, or was not
 
     def expects(self, decision: str, evaluation: int) -> bool:
         return decision in self.plan.decisions[max(evaluation + 1, 0) :]  # a new plan may want it sooner
@@ -78,8 +82,7 @@ class Replanned(Planned):
         self._used |= self._means
         factors = {what: math.exp(value) for what, value in self._used.items()}
         profile, done = self._profile.scaled(**factors), self.plan.decisions[: evaluation + 1]
-        rules = replace(self._rules, partials=self._rules.partials and self._partials)
-        new = plan(self._sigmas, self.plan.costs, self._speed, rules, profile, done)
+        new = plan(self._sigmas, self.plan.costs, self._speed, self._rules, profile, done)
         if new.decisions != self.plan.decisions and not new.note:
             reason = (
                 f"planned anew at evaluation {evaluation + 1}: predictions change {factors['predictions']:.1f} times, "

@@ -38,6 +38,14 @@ def test_half_of_the_rows_on_every_kind_of_model(name, policy):
     assert psnr(result, stock) > 25 and not torch.equal(result, stock)
 
 
+def test_mixcache_chooses_between_steps_guidance_and_blocks():
+    """Online, on the host's own model; what it reuses ends up near the stock result."""
+    policy = CachePolicy(method="mixcache", trigger=1.0, deviation=1.0, warmup=2)
+    result, stats = cached(load(), QUICK, policy, steps=20)
+    assert len(set(stats.decisions) & set("RGB")) > 1 and not stats.warnings, stats.summary()
+    assert psnr(result, sample(load(), QUICK, steps=20)) > 20
+
+
 def test_in_two_calls_as_in_one(monkeypatch):
     together, _ = cached(load(), QUICK, GUIDED)
     never_batched(monkeypatch)

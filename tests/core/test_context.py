@@ -43,6 +43,18 @@ def test_context_near_the_edit_is_kept_whole(classes):
     assert not kept.uniform and remember(classes, 1.0).uniform
 
 
+def test_reference_images_are_remembered_whole_while_they_take_no_more_than_half():
+    touched = torch.zeros(9, 10, 10, dtype=torch.bool)
+    touched[5:, 4:6, 4:6] = True
+    classes = classify(touched, reference_frames=1)
+    assert classes.distance[classes.references].min() > 1 and len(classes.references) == 100
+    for share in (0.02, 0.1, 0.25, 0.4, 0.9):
+        kept, count = remember(classes, share), round(share * len(classes.context))
+        of_it = (kept.indices < 100).sum()
+        assert of_it == 100 if count >= 200 else of_it > 1.5 * count * 100 / len(classes.context)
+        assert len(kept.indices) == count and kept.weights.sum().item() == pytest.approx(len(classes.context), rel=1e-5)
+
+
 @pytest.mark.parametrize("mode", ["stride", "rotating", "stalest"])
 def test_picks_are_sorted_distinct_and_constant_in_number(classes, mode):
     sampler = ContextSampler(classes.context, mode, 0.15)

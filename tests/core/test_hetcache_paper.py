@@ -13,8 +13,9 @@ from hetcache_core.costs import ModelShape
 from hetcache_core.error_model import Rules
 from hetcache_core.methods.hetcache import HetCache
 from hetcache_core.packing import pack
+from hetcache_core.prepare import prepare
 from hetcache_core.semantic import CLUSTERS, SemanticSampler, importance
-from hetcache_core.tokens import TokenGrid, pool_pixel_mask
+from hetcache_core.tokens import TokenGrid, classify, pool_pixel_mask
 from tests.core.test_engine import LAYERS, H, T, W, mask_classes, setup
 
 PAPER = CachePolicy(
@@ -34,6 +35,18 @@ def test_the_method_is_as_published_unless_asked_otherwise():
     planned = CachePolicy().settled()
     assert (planned.margin_space, planned.context_sampling, planned.forecast_order) == (0, "stalest", 2)
     assert planned.memory_share is None and planned.settled() == planned
+
+
+def test_reference_images_are_never_pruned():
+    """They are context that stands in front of the clip, where sampling would thin it like any other."""
+    touched = torch.zeros(T, H // 2, W // 2, dtype=torch.bool)
+    touched[1:, 2:4, 2:4] = True
+    for sampling in ("both", "rotating"):
+        policy = CachePolicy(method="hetcache", context_share=0.1, context_sampling=sampling)
+        partials = prepare(policy, setup(classify(touched, reference_frames=1))).partials
+        per_frame = touched[0].numel()
+        assert partials.memory is None and partials.sampler.pool.min() >= per_frame
+        assert partials.edited[:per_frame].tolist() == list(range(per_frame))
 
 
 def watched_run(policy=PAPER, steps=24, **changes):

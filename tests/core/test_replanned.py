@@ -90,6 +90,18 @@ def test_what_was_never_prepared_is_not_planned():
     assert "P" not in method.plan.decisions
 
 
+def test_new_plans_reuse_guidance_only_where_the_first_did():
+    """Differences of guidance are kept from the first evaluation on, or not at all."""
+    profile, rules = replace(NANO, guidance=0.01), replace(RULES, guidance=True)
+    for first in (plan(SIGMAS, COSTS, 2.0, allowed, profile) for allowed in (RULES, replace(rules, partials=False))):
+        method = Replanned(first, SIGMAS, 2.0, rules, profile)
+        for i in range(12):
+            if method.decide(i)[0] != "R" and i:
+                method.observe_forecast(i, Seen(1.0, 0.0, 0.01, 2.0))
+        later = method.plan.decisions[12:]
+        assert later != first.decisions[12:] and ("G" in later) == ("G" in first.decisions), (first, method.plan)
+
+
 def test_a_plan_goes_on_from_what_is_done():
     for done in ("FFR", "FFPRRF", "FFRRRRR", "FFPPPPP"):
         whole = plan(SIGMAS, COSTS, 3.0, RULES, NANO, done)

@@ -136,6 +136,16 @@ def test_reference_frames_are_context(vace):
     assert not stats.classes.generative[: TOKENS // T].any()
 
 
+@pytest.mark.parametrize("references", [0, 1])
+def test_hetcache_decides_as_in_its_paper(vace, references):
+    """Online, with what it prunes chosen by content; reference images are computed every time."""
+    policy, controls = CachePolicy(method="hetcache", threshold=0.3, warmup=2), control(references=references)
+    result, stats = cached(vace, policy, controls=controls, steps=16)
+    assert "P" in stats.decisions and stats.peak_context_bytes == 0 and not stats.warnings, stats.summary()
+    assert stats.last_selection[: references * TOKENS // T].tolist() == list(range(references * TOKENS // T))
+    assert relative(result, sample(vace, steps=16, controls=controls)) < 0.2
+
+
 @pytest.mark.parametrize("budget", [0.0, 0.2, 0.6, 64.0])
 def test_every_memory_tier_runs_within_its_budget(vace, budget):
     policy = CachePolicy(speed=2.0, warmup=2, profile="wan", memory_budget_mb=budget)
