@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.rivals.methods import METHODS
-from benchmarks.settings import Setting
+from benchmarks.settings import SETTINGS, Setting
 from benchmarks.summary import at_equal_time
 
 SHORT = 0.93  # share of a wanted speed below which ours is said to have missed it
@@ -68,7 +68,7 @@ def _cell(rows: list[dict], entry: dict | None) -> str:
     text = f"{entry['psnr']['mask']:.1f} dB at {entry['speed']:.2f}x"
     name, wanted = entry["name"], entry["wanted"]
     ahead = None if name == "ours" else at_equal_time(rows, name, wanted, slower=True)
-    return text + (f" ({_spread(-ahead['mean'], ahead)})" if ahead else "")
+    return text + (f" ({_spread(0.0 - ahead['mean'], ahead)})" if ahead else "")
 
 
 def _spread(mean: float, ahead: dict) -> str:
@@ -93,7 +93,7 @@ def _others(result: dict) -> list[str]:
 def overview(results: list[dict]) -> list[str]:
     """A row per setting and speed, folded away: ours, and how far ahead of fewer steps and of the best other method."""
     lines = [
-        f"<details><summary>All {len(results)} settings: hosts, steps, masks, samplers, frames</summary>",
+        f"<details><summary>{_of_all(len(results))} settings: hosts, steps, masks, samplers, frames</summary>",
         "",
         "| setting | clips | at | speed (measured) | PSNR mask | over fewer steps in that time | over the best other |",
         "|---|---|---|---|---|---|---|",
@@ -114,6 +114,10 @@ def overview(results: list[dict]) -> list[str]:
             rival = rival or _too_slow(result)
             lines.append(f"| {words} | {mine} | {_ahead(fewer)} | {rival} |")
     return [*lines, "", "</details>"]
+
+
+def _of_all(count: int) -> str:
+    return f"All {count}" if count == len(SETTINGS) else f"{count} of {len(SETTINGS)}"
 
 
 def _too_slow(result: dict) -> str:

@@ -28,6 +28,7 @@ def summarise(rows: list[dict]) -> list[dict]:
         entry = {
             "name": name, "wanted": wanted, "clips": len(mine),
             "speed": statistics.median(row["speed"] for row in mine.values()),
+            "speed_with_planning": _median(_with_planning(row) for row in mine.values()),
             "stock_speed": _median(row.get("speed_against_full_run") for row in mine.values()),
             "seconds": statistics.median(row["seconds"] for row in mine.values()),
             "psnr": {region: _mean(row["psnr"][region] for row in mine.values()) for region in REGIONS},
@@ -49,6 +50,7 @@ def at_equal_time(rows: list[dict], name: str, wanted: float, slower: bool = Fal
 
     Speeds come in lumps, ours too. So the other method is read off between its two budgets around the speed ours
     measured, along the logarithm of speed; where all it has is faster than that, at its slowest, which took less time.
+    Where it made the very same run of a clip, there is no difference, however the times of the two came out.
 
     Args:
         rows: of one setting. name: of the other method. wanted: ours' budget.
@@ -76,9 +78,22 @@ def at_equal_time(rows: list[dict], name: str, wanted: float, slower: bool = Fal
     both = sorted(ours.keys() & before[1].keys() & after[1].keys())
     ahead = []
     for clip in both:
+        if any(_same(ours[clip], mine[clip]) for mine in others.values() if clip in mine):
+            ahead.append(0.0)
+            continue
         low, high = (_capped(mine[clip]["psnr"]["mask"]) for _, mine in (before, after))
         ahead.append(_capped(ours[clip]["psnr"]["mask"]) - (low + share * (high - low)))
     return {**_spread_of(ahead), "speed": read, "equal": AS_FAST <= read / speed <= 1 / AS_FAST} if both else None
+
+
+def _same(a: dict, b: dict) -> bool:
+    return bool(a.get("decisions")) and (a["decisions"], a["psnr"]) == (b["decisions"], b["psnr"])
+
+
+def _with_planning(row: dict) -> float | None:
+    """Speed with the time that preparing the run took in it; None where that was not noted."""
+    took = row.get("preparation_seconds")
+    return None if took is None or not row["seconds"] else row["speed"] * row["seconds"] / (row["seconds"] + took)
 
 
 def _spread_of(ahead: list[float]) -> dict:

@@ -191,6 +191,20 @@ def test_differences_are_paired_clip_by_clip():
     assert summary["ours", 2.0]["held_mb"] == 1.0 and summary["ours", 2.0]["ssim"]["ring"] is None
 
 
+def test_the_very_same_run_is_no_better_for_having_been_timed_better():
+    ours = row("ours", 1, 40.0) | {"decisions": "FPF"}
+    others = [row("shared", 1, db, wanted) | {"decisions": d, "speed": s}
+              for db, wanted, d, s in ((40.0, 2.0, "FPF", 1.6), (20.0, 3.0, "FRF", 3.0))]  # fmt: skip
+    assert at_equal_time([ours, *others], "shared", 2.0)["mean"] == 0.0
+    others[0]["psnr"] = dict.fromkeys(REGIONS, 39.0)
+    assert at_equal_time([ours, *others], "shared", 2.0)["mean"] > 1.0
+
+
+def test_planning_is_counted_where_it_was_noted():
+    entries = summarise([row("ours", 1, 40.0) | {"preparation_seconds": 0.25}, row("fewer-steps", 1, 30.0)])
+    assert [entry["speed_with_planning"] for entry in entries] == [1.6, None]
+
+
 def test_equal_edits_count_as_100_dB():
     (entry,) = summarise([row("ours", 1, math.inf), row("ours", 2, 60.0)])
     assert entry["psnr"]["mask"] == 80.0

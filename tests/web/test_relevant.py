@@ -14,6 +14,7 @@ NODE, METHODS = "HetCachePolicySettings", ("plan", "hetcache", "mixcache", "prof
 OTHERWISE = {
     "refresh": 2, "margin_space": 2, "margin_time": 1, "context_share": 0.5, "partials": False, "memory_offload": True,
     "max_reuse": 0, "profile": "nano", "warmup": 5, "cooldown": 3, "mask_threshold": 0.5, "max_mask_fraction": 0.0,
+    "memory_budget_mb": 0.0,
 }  # fmt: skip
 
 

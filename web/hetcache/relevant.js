@@ -3,10 +3,10 @@ const PARTIALS = ["refresh", "margin_space", "margin_time", "context_share", "pa
 const PLANS = ["memory_offload", "schedule"];
 const UNUSED = { // by method; what all look at, or what switches them off, is not here
   plan: [],
-  hetcache: PLANS,
+  hetcache: [...PLANS, "memory_budget_mb"],
   mixcache: [...PARTIALS, ...PLANS],
   profilingdit: [...PARTIALS, ...PLANS, "max_reuse", "profile"],
-  off: [...PARTIALS, ...PLANS, "max_reuse", "profile", "warmup", "cooldown", "mask_threshold", "max_mask_fraction"],
+  off: [...PARTIALS, ...PLANS, "max_reuse", "profile", "warmup", "cooldown", "mask_threshold", "max_mask_fraction", "memory_budget_mb"],
 };
 const ALL = new Set(Object.values(UNUSED).flat());
 
