@@ -22,8 +22,8 @@ class Observer(Protocol):
     def evaluated(self, stats: RunStats) -> None:
         """An evaluation was answered, all its streams."""
 
-    def ended(self, stats: RunStats) -> None:
-        """The run is over, by an error or an interrupt too."""
+    def ended(self, stats: RunStats, finished: bool) -> None:
+        """The run is over: finished, or by an error or an interrupt."""
 
 
 def snapshot(stats: RunStats, total: int, wait: bool = False) -> dict:

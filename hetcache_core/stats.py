@@ -53,6 +53,7 @@ class RunStats:
         self.classes = classes
         self.grid = grid.shape
         self.note = ""
+        self.left_to_host = False  # altogether, so that there will be no records
         self.predicted_speed: float | None = 1.0
         self.warnings: list[str] = []
         self.costs = Costs(partial=1.0)
@@ -253,6 +254,8 @@ class RunStats:
     def summary(self) -> str:
         """A few lines for a person."""
         done = self.decisions
+        if self.left_to_host:
+            return f"{len(self.planned)} evaluations, all left to the host\nnote: {self.note}"
         lines = [
             f"{len(done)} evaluations, mask {self.mask_fraction:.0%}: {_counts(done)}",
             f"speed {self.speed:.2f}x {'estimated' if self.speed_is_estimated else 'measured'}, "

@@ -78,8 +78,8 @@ class Live:
         if 1 < stats.count < self._total and self._spent <= SHARE * (time.perf_counter() - self._begun):
             self._send(stats)
 
-    def ended(self, stats: RunStats) -> None:
-        if stats.count >= self._total:  # what stopped it earlier, the browser hears from the host
+    def ended(self, stats: RunStats, finished: bool) -> None:
+        if finished:  # what stopped it earlier, the browser hears from the host
             self._send(stats, wait=True)
 
     def _send(self, stats: RunStats, wait: bool = False) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+
 from comfy_api.latest import io
 
 from ..hetcache_core.block_profile import BlockProfile
@@ -131,6 +133,13 @@ class PolicySettings(io.ComfyNode):
             ],
             outputs=[Policy.Output(display_name="policy", tooltip="Connect to HetCache Patch Model.")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, method=None, profile=None, **_) -> list:
+        """Changes where a profile's file is written anew."""
+        blocks = method.get("block_profile") if isinstance(method, dict) else None
+        files = [pathlib.Path(name.strip()) for name in (profile, blocks) if isinstance(name, str)]
+        return [(str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files if f.is_file()]
 
     @classmethod
     def execute(cls, preset: str, speed: float, memory_budget_mb: float, method: dict, **fine) -> io.NodeOutput:

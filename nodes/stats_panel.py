@@ -23,7 +23,8 @@ log = logging.getLogger("hetcache")
 def panel(run: RunStats, video: torch.Tensor | None) -> dict:
     """A finished run, ready for JSON: ``summary`` as sent while sampling, the whole ``report``, ``map``, ``frames``."""
     costs = {"partial": run.costs.partial, "reuse": run.costs.reuse}
-    shown = {"summary": snapshot(run, run.count, wait=True), "report": run.to_dict(), "costs": costs}
+    summary = snapshot(run, run.count or len(run.planned), wait=True)
+    shown = {"summary": summary, "report": run.to_dict(), "costs": costs}
     uses = token_map(run)
     if uses is not None:
         packed = base64.b64encode(zlib.compress(uses.tobytes(), 9)).decode()

@@ -119,26 +119,32 @@ class _Patch:
             return executor(*args, **kwargs)
         reason = why_whole_run(sampling)
         if reason:
-            self._decline(sampling, reason)
-            return executor(*args, **kwargs)
+            stats = self._decline(sampling, reason)
+            result = executor(*args, **kwargs)
+            self.tell("ended", stats, True)
+            return result
         guider = sampling.guider
-        run, kept = _Run(self, sampling), guider.model_options
+        run, kept, finished = _Run(self, sampling), guider.model_options, False
         guider.model_options = comfy.model_patcher.create_model_options_clone(kept)
         for kind, wrapper in ((WrappersMP.PREDICT_NOISE, run.predict_noise), (WrappersMP.DIFFUSION_MODEL, run.forward)):
             add_wrapper_with_key(kind, KEY, wrapper, guider.model_options, is_model_options=True)
         try:
-            return executor(*args, **kwargs)
+            result = executor(*args, **kwargs)
+            finished = True
+            return result
         finally:
-            run.close()
+            run.close(finished)
             guider.model_options = kept
 
-    def _decline(self, sampling: Sampling, reason: str) -> None:
+    def _decline(self, sampling: Sampling, reason: str) -> RunStats:
         """Leave a run to the host entirely, and say why."""
         stats = RunStats(self.policy, TokenGrid.of_latent(sampling.noise), None)
         stats.begin(Plan.full(len(sampling.sigmas) - 1, reason), NO_MEMORY, 0, reason)
+        stats.left_to_host = True
         self.report.add(stats, sampling.prompt)
         self.tell("began", stats, None)
         log.warning("HetCache computes everything in full: %s", reason)
+        return stats
 
     def tell(self, event: str, *news) -> None:
         """Tell the observer; a run never fails for want of a listener."""
@@ -160,10 +166,10 @@ class _Run:
         self._evaluation, self._sigma = -1, 0.0
         self._served: set[Hashable] = set()
 
-    def close(self) -> None:
+    def close(self, finished: bool) -> None:
         if self.engine is not None:
             self.engine.close()
-            self.patch.tell("ended", self.engine.stats)
+            self.patch.tell("ended", self.engine.stats, finished)
 
     def predict_noise(self, executor, x, timestep, *args, **kwargs):
         """Count evaluations: the sampler asks once for each, before guidance splits it into streams."""

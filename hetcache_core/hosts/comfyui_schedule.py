@@ -23,10 +23,12 @@ class EvaluationSchedule:
     Args:
         sigmas: of every evaluation and the one the run ends at, ``[n + 1]``.
         stochastic: whether the sampler adds noise on its way.
+        uncond: whether the sampler has the negative prompt computed even without guidance.
     """
 
     sigmas: tuple[float, ...]
     stochastic: bool = False
+    uncond: bool = False
 
     @classmethod
     def of(cls, sampling: Sampling) -> EvaluationSchedule:
@@ -42,12 +44,12 @@ class EvaluationSchedule:
         if type(sampling.sampler) is not KSAMPLER:
             return cls(steps)
         try:
-            (asked, latents), (again, others) = (_rehearse(sampling, seed) for seed in (0, 1))
+            (asked, latents, uncond), (again, others, _) = (_rehearse(sampling, seed) for seed in (0, 1))
         except Exception:  # it needs more of a model than a rehearsal has
             return cls(steps)
         if asked != again or not asked:
-            return cls(steps, stochastic=True)
-        return cls((*_snapped(asked, steps), steps[-1]), stochastic=not torch.equal(latents, others))
+            return cls(steps, True, uncond)
+        return cls((*_snapped(asked, steps), steps[-1]), not torch.equal(latents, others), uncond)
 
     def has(self, evaluation: int, sigma: float) -> bool:
         """Whether an evaluation is at this noise level."""
@@ -75,11 +77,13 @@ class _Stage:
         self.model_patcher, self.inner_model, self.conds, self.cfg = patcher, patcher.model, {}, 1.0
         self.asked: list[float] = []
         self.latents: list[torch.Tensor] = []
+        self.uncond = False
         self._limit = limit
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, model_options: dict, seed: int | None = None):
         self.asked.append(float(sigma.max()))
         self.latents.append(x.clone())
+        self.uncond = self.uncond or bool(model_options.get("disable_cfg1_optimization"))
         if len(self.asked) > self._limit:
             raise RuntimeError("this sampler has no fixed schedule")
         denoised = torch.zeros_like(x)
@@ -90,13 +94,15 @@ class _Stage:
         return denoised
 
 
-def _rehearse(sampling: Sampling, seed: int) -> tuple[list[float], torch.Tensor]:
+def _rehearse(sampling: Sampling, seed: int) -> tuple[list[float], torch.Tensor, bool]:
+    """(levels asked at, latents asked about and the result, whether uncond was wanted without guidance)"""
     sigmas = sampling.sigmas.detach().float().cpu().clone()  # uni_pc writes to its schedule
     stage = _Stage(sampling.guider.model_patcher, MOST_PER_STEP * len(sigmas))
     noise = torch.linspace(-1, 1, 4).reshape(1, 1, 1, 2, 2)
     device = sampling.guider.model_patcher.load_device  # ddim seeds its generator as well
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.inference_mode():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed devices that are not restored
         extra = {"model_options": {"transformer_options": {}}, "seed": seed}
         result = sampling.sampler.sample(stage, sigmas, extra, None, noise, torch.zeros_like(noise), None, True)
-    return stage.asked, torch.cat([*stage.latents, result])  # a last step to no noise forgets what came before
+    latents = torch.cat([*stage.latents, result])  # a last step to no noise forgets what came before
+    return stage.asked, latents, stage.uncond

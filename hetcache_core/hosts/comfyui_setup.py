@@ -45,12 +45,15 @@ class Sampling:
         given = {name: given.get(name) for name in ("noise", "sampler", "sigmas", "denoise_mask")}
         return cls(guider, **given, prompt=_prompt())
 
-    @property
-    def streams(self) -> int:
-        """Streams of an evaluation; a guider with more than two prompts has strengths of its own."""
+    def streams(self, uncond: bool) -> int:
+        """Streams of an evaluation; a guider with more than two prompts has strengths of its own.
+
+        Args:
+            uncond: whether the sampler wants the negative prompt without guidance too.
+        """
         guider, conds = self.guider, self.guider.conds
         unguided = conds.keys() <= {"positive", "negative"} and math.isclose(guider.cfg, 1.0)
-        if unguided and not guider.model_options.get("disable_cfg1_optimization", False):
+        if unguided and not (uncond or guider.model_options.get("disable_cfg1_optimization", False)):
             return max(len(conds.get("positive", ())), 1)
         return max(sum(len(c) for c in conds.values()), 1)
 
@@ -63,7 +66,11 @@ class Sampling:
         weights, which it then brings in as they are needed. (Newer hosts do the latter by themselves.)"""
         management, patcher = comfy.model_management, self.guider.model_patcher
         needed = size + patcher.memory_required(list(x.shape))
-        ours = [m for m in management.current_loaded_models if m.model is not None and m.model.is_clone(patcher)]
+        beside = [*(getattr(self.guider, "loaded_models", None) or ()), *patcher.model_patches_models()]
+        ours = [
+            m for m in management.current_loaded_models
+            if m.model is not None and (m.model.is_clone(patcher) or any(m.model is other for other in beside))
+        ]  # fmt: skip
         management.free_memory(needed, x.device, keep_loaded=ours)
         lacking = needed - management.get_free_memory(x.device)
         evicts = hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
@@ -224,7 +231,7 @@ def read_setup(
         classes=classes,
         reason=why_replaced(model) or reason,
         itemsize=x.element_size(),
-        streams=max(sampling.streams, len(call.streams)),
+        streams=max(sampling.streams(schedule.uncond), len(call.streams)),
         conditional=call.conditional,
         rows=x.shape[0] // len(call.streams),
         stochastic=schedule.stochastic,
@@ -262,9 +269,16 @@ def _no_partials(call: Call) -> str:
     if call.extra.get("control") is not None:
         return "a ControlNet adds to the model's blocks; evaluations are only reused"
     patches = {"attn1_patch", "attn2_patch", "double_block"} & call.transformer_options.get("patches", {}).keys()
-    if patches:
+    if patches or any(map(_patched, (*call.model.blocks, *getattr(call.model, "vace_blocks", ())))):
         return "another node patches the model's blocks and may need the whole clip; evaluations are only reused"
     return ""
+
+
+def _patched(block: torch.nn.Module) -> bool:
+    """Whether a block's forward or that of its self-attention was replaced, which may count on whole frames; compiling
+    a block, and another cross-attention, which reads the prompt, change nothing."""
+    block = getattr(block, "_orig_mod", block)
+    return any(getattr(part.forward, "__func__", None) is not type(part).forward for part in (block, block.self_attn))
 
 
 def _prompt() -> Any:

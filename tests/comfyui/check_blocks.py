@@ -206,6 +206,11 @@ def test_the_node_measures_saves_and_its_file_is_used(tmp_path, monkeypatch):
     assert policy.interval == 3 and policy.interval_min is None
     _, stats = cached(load(), QUICK, policy, steps=10)
     assert "B" in stats.decisions and stats.note == "" and not stats.warnings
+    before = settings.fingerprint_inputs(method=method, profile="auto", speed=3.0)
+    assert before == settings.fingerprint_inputs(method=method, profile="auto", speed=3.0) and len(before) == 1
+    (tmp_path / "hetcache" / "blocks_my_model.json").write_text(" " + profile.to_json())
+    assert settings.fingerprint_inputs(method=method, profile="auto") != before
+    assert settings.fingerprint_inputs(method=None, profile=None) == []  # not known: they come from other nodes
 
 
 def test_the_node_says_what_cannot_be_profiled():

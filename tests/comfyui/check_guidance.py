@@ -66,6 +66,13 @@ def test_a_sampler_that_wants_both_streams_without_guidance():
     check(lambda m: sample(m, QUICK, cfg=1.0, sampler="euler_cfg_pp"))
 
 
+def test_a_sampler_that_wants_both_streams_in_two_calls_has_context_for_both(monkeypatch):
+    """The sampler says so itself, on its way; what is remembered is sized before."""
+    never_batched(monkeypatch)
+    _, stats = cached(load(), QUICK, cfg=1.0, sampler="euler_cfg_pp")
+    assert stats.decisions == FAST.schedule and not stats.warnings, stats.summary()
+
+
 def test_guidance_in_one_batch():
     model, calls = counted(load())
     sample(model, QUICK)

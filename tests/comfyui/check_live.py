@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import comfy.model_management
+import comfy_extras.nodes_easycache as easycache
 import pack
 import pytest
 import torch
@@ -82,7 +83,7 @@ def test_events_take_no_more_than_their_share_of_a_run(browser, monkeypatch, eva
     for stats.count in range(1, 21):
         clock[0] += evaluation
         watcher.evaluated(stats)
-    watcher.ended(stats)
+    watcher.ended(stats, True)
     told = [data["count"] for _, data, _ in browser.sent]
     assert told[0] == 0 and told[-1] == 20 and len(told) - 2 == kept
 
@@ -99,6 +100,25 @@ def test_why_nothing_is_saved_is_told_before_anything_is_computed(browser):
     watched(core.CachePolicy(speed=1.0))
     first = browser.sent[0][1]
     assert first["decisions"] == "" and first["planned"] == "F" * STEPS and "exact" in first["note"]
+
+
+def test_a_run_that_is_left_to_the_host_ends_as_well(browser):
+    model = easycache.EasyCacheNode.execute(load(), 0.3, 0.1, 0.95, False).result[0]
+    patched, report = host.apply(model, FAST, None, live.Live("7"))
+    sample(patched, QUICK)
+    assert [data["ended"] for _, data, _ in browser.sent] == [False, True]
+    last = browser.sent[-1][1]
+    assert last["speed"] is None and last["total"] == STEPS and "EasyCache" in last["note"]
+    summary = report.runs[-1].summary()
+    assert summary.startswith(f"{STEPS} evaluations, all left to the host") and "measured" not in summary
+
+
+def test_a_run_whose_last_steps_ask_nothing_of_the_model_ends_as_well(browser):
+    timed = [[[words, {**told, "end_percent": 0.6}] for words, told in side] for side in QUICK.conds()]
+    scene = SimpleNamespace(conds=lambda: timed, mask=QUICK.mask, noise_mask=False, latent=QUICK.latent)
+    patched, report = host.apply(load(), FAST, None, live.Live("7"))
+    sample(patched, scene)
+    assert report.runs[-1].count < STEPS and browser.sent[-1][1]["ended"]
 
 
 @pytest.mark.parametrize("tab", [None, "another"])

@@ -56,6 +56,28 @@ def test_a_lora_before_and_after_the_node_is_the_same():
     assert not torch.equal(cached(load(), QUICK)[0], after)
 
 
+def test_a_replaced_self_attention_sees_whole_frames_and_an_own_cross_attention_is_no_matter():
+    """As KJNodes' Enhance-A-Video does the one, and its NAG the other."""
+    seen = set()
+
+    def replaced(part):
+        model = load().clone()
+        own = model.get_model_object(f"diffusion_model.blocks.0.{part}.forward")
+
+        def forward(x, *args, **kwargs):
+            seen.add(x.shape[1])
+            return own(x, *args, **kwargs)
+
+        model.add_object_patch(f"diffusion_model.blocks.0.{part}.forward", forward)
+        return model
+
+    _, stats = cached(replaced("self_attn"), QUICK)
+    assert len(seen) == 1 and "P" not in stats.decisions and "may need the whole clip" in stats.summary()
+    _, stats = cached(replaced("cross_attn"), QUICK)
+    assert stats.decisions == FAST.schedule, stats.summary()
+    assert cached(load(), QUICK)[1].decisions == FAST.schedule  # the host took its patches off again
+
+
 def with_override(override):
     model = load().clone()
     model.model_options["transformer_options"]["optimized_attention_override"] = override

@@ -89,6 +89,12 @@ def test_a_mask_is_taken_in_and_its_numbers_are_shown(with_mask, mask_file, way)
     assert "More than half" in text
     with_mask.until(PLAYING)
     with_mask.picture(f"7-mask-{way}")
+    with_mask.set("HetCacheLoadMaskVideo", "skip_frames", 1)
+    with_mask.comes_to("hetcache_mask", "file")
+    with_mask.load(with_mask.js("app.graph.serialize()"))
+    with_mask.settle()  # what the run gave is of other settings
+    with_mask.comes_to("hetcache_mask", "file")
+    assert with_mask.js("HET.panel('hetcache_mask').dataset.frames") == str(FRAMES - 1)
 
 
 def test_the_numbers_follow_the_settings_and_say_what_is_wrong(with_mask, mask_file):

@@ -202,6 +202,17 @@ def test_bypassed_it_says_so(editor):
     assert editor.js(f"{MINE}.length") == 0
 
 
+def test_no_plan_is_shown_for_a_speed_that_comes_from_another_node(editor):
+    editor.js("""(() => {
+        const number = LiteGraph.createNode('PrimitiveFloat'), node = HET.node('HetCachePolicySettings');
+        app.graph.add(number);
+        number.pos = [0, 900];
+        number.connect(0, node, node.inputs.findIndex((input) => input.name === 'speed'));
+    })()""")
+    editor.comes_to("hetcache_plan", "linked")
+    assert "comes from another node" in editor.text("hetcache_plan")
+
+
 def test_at_speed_1_the_reason_is_told(editor):
     editor.set("HetCachePolicySettings", "speed", 1.0)
     editor.run()

@@ -91,11 +91,11 @@ export class Desk {
       if (!output?.hetcache_mask) return;
       panel.show(output.hetcache_mask[0]);
       const key = this.keyFor(node);
-      if (key) keep(key, output.hetcache_mask[0]);
+      if (key) keep(key, { mask: output.hetcache_mask[0], settings: panel.settings() });
     });
-    this.whenPlaced(node, (key) => {
-      const mask = recall(key);
-      if (mask) panel.show(mask);
+    this.whenPlaced(node, (key) => { // what a run gave with other settings says nothing of these
+      const last = recall(key);
+      if (last?.mask && JSON.stringify(last.settings) === JSON.stringify(panel.settings())) panel.show(last.mask);
     });
   }
 

@@ -12,8 +12,10 @@ export const percent = (x) => {
 
 export function seconds(x) {
   if (x == null) return UNKNOWN;
-  if (x >= 3600) return say("{h} h {min} min", { h: Math.floor(x / 3600), min: Math.round((x % 3600) / 60) });
-  if (x >= 100) return say("{min} min {s} s", { min: Math.floor(x / 60), s: Math.round(x % 60) });
+  const whole = Math.round(x);
+  const minutes = Math.round(x / 60);
+  if (whole >= 3600) return say("{h} h {min} min", { h: Math.floor(minutes / 60), min: minutes % 60 });
+  if (whole >= 100) return say("{min} min {s} s", { min: Math.floor(whole / 60), s: whole % 60 });
   if (x >= 10) return say("{s} s", { s: x.toFixed(0) });
   if (x >= 0.1 || x === 0) return say("{s} s", { s: x.toFixed(1) });
   return say("{ms} ms", { ms: (1000 * x).toFixed(x < 0.01 ? 1 : 0) });

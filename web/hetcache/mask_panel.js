@@ -1,7 +1,7 @@
 /** On Load Mask Video: the numbers of the mask, under the host's own preview of it; of the file until a run gives it. */
 import { el, facts, notes } from "./dom.js";
 import { percent } from "./format.js";
-import { addPanel, after } from "./widget.js";
+import { addPanel, after, isLinked } from "./widget.js";
 import { say } from "./words.js";
 
 export const MASK = "HetCacheLoadMaskVideo";
@@ -10,7 +10,7 @@ const ASKED = ["file", "path", "channel", "threshold", "invert", "grow", "feathe
 
 /**
  * @param {(settings: object) => Promise<object>} ask the server for the numbers of a file; rejects where it cannot
- * @returns {{show(mask), look(), fail(words)}}
+ * @returns {{settings(), show(mask), look(), fail(words)}}
  */
 export function maskPanel(node, ask) {
   const panel = addPanel(node, "hetcache_mask", say("Mask numbers"), 138, 300);
@@ -20,10 +20,8 @@ export function maskPanel(node, ask) {
 
   /** Values of the widgets; null where one comes from another node and is not known yet. */
   const settings = () => {
-    const linked = (name) => node.inputs?.find((input) => input.name === name)?.link != null;
     const mine = (node.widgets ?? []).filter((widget) => ASKED.includes(widget.name));
-    return mine.some((widget) => linked(widget.name)) ? null
-      : Object.fromEntries(mine.map((widget) => [widget.name, widget.value]));
+    return mine.some((widget) => isLinked(node, widget)) ? null : Object.fromEntries(mine.map((widget) => [widget.name, widget.value]));
   };
 
   const watch = () => {
@@ -40,6 +38,7 @@ export function maskPanel(node, ask) {
   };
 
   const view = {
+    settings,
     /** The mask that a run gave. */
     show(mask) {
       stop();

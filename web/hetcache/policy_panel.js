@@ -4,7 +4,7 @@ import { bytes, percent, times } from "./format.js";
 import { inWords } from "./decisions.js";
 import { showRelevant } from "./relevant.js";
 import { legend, Timeline } from "./timeline.js";
-import { addPanel, after } from "./widget.js";
+import { addPanel, after, isLinked } from "./widget.js";
 import { say } from "./words.js";
 
 export const POLICY = "HetCachePolicySettings";
@@ -20,9 +20,12 @@ export function policyPanel(node, ask) {
   let timer = 0;
   let asked = 0;
 
-  const settings = () => Object.fromEntries((node.widgets ?? [])
-    .filter((widget) => widget.type !== "hetcache" && widget.value !== undefined)
-    .map((widget) => [widget.name, widget.value]));
+  /** Values of the widgets; null where one comes from another node and is not known yet. */
+  const settings = () => {
+    const mine = (node.widgets ?? []).filter((widget) => widget.type !== "hetcache" && widget.value !== undefined);
+    return mine.some((widget) => isLinked(node, widget)) ? null
+      : Object.fromEntries(mine.map((widget) => [widget.name, widget.value]));
+  };
 
   const watch = () => {
     for (const widget of node.widgets ?? []) { // some come and go with the method
@@ -38,15 +41,21 @@ export function policyPanel(node, ask) {
     timer = setTimeout(async () => {
       watch();
       const turn = ++asked;
-      const answer = await ask(settings()).catch((error) => ({ failed: error.message }));
+      const values = settings();
+      if (!values) return show({ linked: true });
+      const answer = await ask(values).catch((error) => ({ failed: error.message }));
       if (turn === asked) show(answer);
     }, PAUSE);
   }
 
   function show(plan) {
-    panel.element.dataset.state = plan.failed ? "failed" : plan.error ? "error" : plan.known ? "known" : "unknown";
+    panel.element.dataset.state = plan.linked ? "linked" : plan.failed ? "failed" : plan.error ? "error" : plan.known ? "known" : "unknown";
     panel.element.dataset.predicted = plan.predicted ?? "";
     if (plan.failed) return panel.show(notes([say("The plan cannot be shown: {reason}.", { reason: plan.failed })], "warn"));
+    if (plan.linked) {
+      return panel.show(el("p", { class: "het-blank" }, say("A setting comes from another node. What is planned shows on "
+        + "HetCache Patch Model once the workflow runs.")));
+    }
     if (!plan.known) {
       return panel.show(el("p", { class: "het-blank" }, say("Nothing has run yet. After the first run this shows, for its clip and "
         + "mask, what these settings would do: speed, steps of each kind, memory.")));

@@ -24,7 +24,8 @@ export function bars(run) {
 /** "sampling, 6 of 16: 2 full, 4 reuse" */
 export function state(run, word) {
   const done = run.decisions.length;
-  const count = done < run.total ? say("{done} of {total}", { done, total: run.total }) : say("{done} evaluations", { done });
+  const count = run.ended && !done ? "" // it was left to the host
+    : done < run.total ? say("{done} of {total}", { done, total: run.total }) : say("{done} evaluations", { done });
   return el("p", { class: "het-state", role: "status" },
     [word, count].filter(Boolean).join(", ") + (done ? `: ${inWords(run.decisions)}` : ""));
 }

@@ -55,6 +55,9 @@ export function addPanel(node, name, label, minHeight, minWidth = 320) {
   };
 }
 
+/** Whether a widget's value comes from another node, and is not known before the workflow runs. */
+export const isLinked = (node, widget) => node.inputs?.find((input) => input.name === widget.name)?.link != null;
+
 /** Run `then` after a node's own handler of that name, keeping what it returns. */
 export function after(node, name, then) {
   const before = node[name];
