@@ -27,6 +27,7 @@ REAL = {  # width, self-attention layers, tokens: Wan2.1-VACE in bfloat16 at 480
     "1.3B, 81 frames": (1536, 45, 21 * 30 * 52),
     "14B, 81 frames": (5120, 48, 21 * 30 * 52),
 }
+BUDGETS = (2048, 4096, 8192, 16384)
 SCHEDULE = "FFPPPPPPPPFPPPPPPPPFPPPPPPPPFF"
 ASIDE = (  # no rungs of the ladder
     MemoryTier(order=1),
@@ -55,8 +56,20 @@ def compare(index: int) -> list[dict]:
 
 
 def front(result: dict) -> list[str]:
-    """The table of the ladder's main rungs."""
-    return table(result, tuple(TIERS[i] for i in FRONT))
+    """The table of the ladder's main rungs, and what fits a budget."""
+    return [*table(result, tuple(TIERS[i] for i in FRONT)), "", *budgets()]
+
+
+def budgets() -> list[str]:
+    """The best way to remember that fits a budget, by model; by arithmetic, as :data:`REAL`."""
+    lines = [f"| with `memory_budget_mb` | {' | '.join(REAL)} |", "|---" * (len(REAL) + 1) + "|"]
+    for budget in BUDGETS:
+        best = [
+            next(t for t in LADDER if t.bytes(round(CONTEXT * tokens), dim, layers, 2, 2) <= budget * 2**20)
+            for dim, layers, tokens in REAL.values()
+        ]
+        lines.append(f"| {budget} | {' | '.join(map(str, best))} |")
+    return lines
 
 
 def table(result: dict, shown: tuple[MemoryTier, ...] = TIERS) -> list[str]:

@@ -53,6 +53,14 @@ def test_tiers_are_averaged_over_clips_beside_what_real_models_need():
     assert len({str(tier) for tier in tiers.TIERS}) == len(tiers.TIERS)
 
 
+def test_budgets_hold_what_the_readme_says():
+    by_budget = {row.split(" | ")[0]: row for row in tiers.budgets()}
+    assert by_budget["| 2048"].startswith("| 2048 | 100% of the context, 6 bits")
+    assert "| 34% of the context, 4 bits, held, shared |" in by_budget["| 2048"]
+    assert "| 95% of the context, 6 bits" in by_budget["| 4096"] and "| 50% of the context, 6" in by_budget["| 8192"]
+    assert by_budget["| 16384"].endswith("| 100% of the context, 6 bits, slopes in 2, differences in 2 |")
+
+
 def foretold_rows(renewal, stale):
     """Rows whose errors follow the model with these constants, were every clip's a factor apart."""
     rows = []
