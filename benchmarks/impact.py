@@ -1,6 +1,8 @@
-"""Measure MixCache's impact I on nano: how much an error in what is reused shows in the end.
+"""Measure MixCache's impact I: how much an error in what is reused shows in the end.
 
-    python -m benchmarks.impact --profile hetcache_core/profiles/nano.json
+    python -m benchmarks.impact --profile hetcache_core/profiles/nano.json        # of nano, on tuning clips
+    python -m benchmarks.impact --profile mine.json --model path/to/Wan2.1-VACE-1.3B-diffusers --prompt "a corgi" \
+        --clip my.mp4 --mask my-mask.mp4 --size 480 832 --frames 33               # of another, on an edit of yours
 
 As in the paper, what is reused gets Gaussian noise of 1% of its standard deviation: the step's predictions, the
 guidance difference, the deltas of background blocks. Ours: the noise is drawn anew at each of n evaluations of one run,
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,9 +24,13 @@ from torch import Tensor
 
 from benchmarks.calibrate import STEPS
 from benchmarks.latent import LatentEdit
+from demo import models
+from demo.masks import load_mask
+from demo.media import load_clip
 from hetcache_core import CachePolicy, ErrorProfile
 from hetcache_core.block_profile import sampled_weights, split_for
 from hetcache_core.costs import ModelShape
+from hetcache_core.stats import RunStats
 from nano.clips import TUNING, make_clip
 
 NOISE = 0.01
@@ -70,7 +76,7 @@ class Perturbation:
         return FIRST <= self.calls // 2 < LAST
 
     def _drawn(self, like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=self.random) * NOISE * like.std()
+        return torch.randn(like.shape, generator=self.random).to(like) * NOISE * like.std()
 
     def _prediction(self, module, args, output):
         """cond's call comes first, then uncond's."""
@@ -95,7 +101,22 @@ class Perturbation:
         return perturb
 
 
-def measure(edit: LatentEdit, kinds: tuple[str, ...]) -> list[float]:
+class OneEdit:
+    """An edit by any model, as :class:`~benchmarks.latent.LatentEdit` makes those of nano."""
+
+    error = staticmethod(LatentEdit.error)
+
+    def __init__(self, model: models.Model, edit: models.Edit):
+        self.pipe, self._model, self._edit = model.pipe, model, edit
+
+    def sample(self, steps: int, policy: CachePolicy | None) -> tuple[Tensor, RunStats | None]:
+        """The edited latent ``[1, 16, T, H, W]`` and the run's statistics; without a policy, of the untouched model."""
+        latents, stats = self._edit.sample(self._model, steps, policy, decode=False)
+        return latents[None], stats
+
+
+@torch.inference_mode()
+def measure(edit: LatentEdit | OneEdit, kinds: tuple[str, ...]) -> list[float]:
     """Impact of each kind on one edit."""
     reference, stats = edit.sample(STEPS, CachePolicy(method="measure"))
     found = []
@@ -107,21 +128,39 @@ def measure(edit: LatentEdit, kinds: tuple[str, ...]) -> list[float]:
     return found
 
 
-def main() -> None:
+def edits(args: argparse.Namespace) -> Iterator[tuple[str, LatentEdit | OneEdit]]:
+    """Names and edits to measure on."""
+    height, width = args.size[0], args.size[-1]
+    if args.model:
+        clip = load_clip(args.clip, height, width, args.frames)
+        model = models.load_folder(args.model, args.prompt)
+        yield model.name, OneEdit(model, models.Edit(clip.frames, load_mask(args.mask, clip), args.cfg, seed=0))
+        return
+    for seed in TUNING[: args.clips]:
+        clip = make_clip(seed, args.frames, height, width, mask_fraction=(0.1, 0.25))
+        yield f"clip {seed}", LatentEdit(clip, args.cfg)
+
+
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--clips", type=int, default=4)
-    parser.add_argument("--size", type=int, default=192)
+    parser.add_argument("--size", type=int, nargs="+", default=[192], help="height and width, or one for both")
     parser.add_argument("--frames", type=int, default=17)
     parser.add_argument("--cfg", type=float, default=4.0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--profile", type=Path, required=True, help="the model's error profile, which is updated")
-    args = parser.parse_args()
+    parser.add_argument("--model", type=Path, help="a diffusers Wan-VACE folder, with --clip, --mask and --prompt")
+    parser.add_argument("--clip", type=Path)
+    parser.add_argument("--mask", type=Path)
+    parser.add_argument("--prompt", default="")
+    args = parser.parse_args(argv)
+    if args.model and not (args.clip and args.mask):
+        parser.error("--model needs the edit to measure on: --clip and --mask, and a --prompt")
     torch.set_num_threads(args.threads)
     rows = []
-    for seed in TUNING[: args.clips]:
-        clip = make_clip(seed, args.frames, args.size, args.size, mask_fraction=(0.1, 0.25))
-        rows.append(measure(LatentEdit(clip, args.cfg), ("step", "cfg", "block")))
-        print(f"clip {seed}: step {rows[-1][0]:.3f}, cfg {rows[-1][1]:.3f}, block {rows[-1][2]:.3f}", flush=True)
+    for name, edit in edits(args):
+        rows.append(measure(edit, ("step", "cfg", "block")))
+        print(f"{name}: step {rows[-1][0]:.3f}, cfg {rows[-1][1]:.3f}, block {rows[-1][2]:.3f}", flush=True)
     values = json.loads(args.profile.read_text())
     values["impact"] = [float(f"{v:.3g}") for v in np.mean(rows, axis=0)]
     args.profile.write_text(ErrorProfile(**values).to_json() + "\n")

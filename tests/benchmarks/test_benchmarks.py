@@ -15,6 +15,8 @@ from benchmarks.machine import PeakMemory
 from benchmarks.pareto import look
 from benchmarks.rivals.methods import METHODS
 from benchmarks.settings import MAIN
+from demo import models
+from demo.media import write_video
 from hetcache_core import CachePolicy, ErrorProfile
 from hetcache_core.costs import Costs
 from hetcache_core.error_model import ErrorModel
@@ -233,6 +235,22 @@ def test_an_impact_is_measured_on_the_model_that_runs():
     clip = make_clip(TUNING[0], 5, 64, 64, mask_fraction=(0.2, 0.3))
     found = impact.measure(LatentEdit(clip, 4.0), ("step", "cfg", "block"))
     assert all(value > 1e-4 for value in found)
+
+
+def test_an_impact_can_be_measured_on_an_edit_of_ones_own(tmp_path, monkeypatch):
+    """By any Wan-VACE model; here nano itself stands for the folder."""
+    clip = make_clip(TUNING[0], 5, 64, 64, mask_fraction=(0.2, 0.3))
+    write_video(tmp_path / "clip.mp4", clip.video, 16)
+    write_video(tmp_path / "mask.mp4", np.repeat(clip.mask[..., None] * np.uint8(255), 3, -1), 16)
+    monkeypatch.setattr(impact.models, "load_folder", lambda folder, prompt: models.load_nano(prompt))
+    (tmp_path / "mine.json").write_text(ErrorProfile.load("wan").to_json())
+    common = ["--profile", str(tmp_path / "mine.json"), "--model", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        impact.main(common)
+    edit = ["--clip", str(tmp_path / "clip.mp4"), "--mask", str(tmp_path / "mask.mp4"), "--prompt", "red circle"]
+    impact.main([*common, *edit, "--size", "64", "--frames", "5"])
+    found = ErrorProfile.load(str(tmp_path / "mine.json")).impact
+    assert found != ErrorProfile.load("wan").impact and all(value > 1e-4 for value in found)
 
 
 def test_prices_of_guidance_and_blocks_come_from_their_errors():
