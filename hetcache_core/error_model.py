@@ -114,7 +114,7 @@ class Rules:
         hold = policy.forecast_order == 0
         return cls(warmup, cooldown, max_reuse, refresh, partials, hold, held, spare, **reusing)
 
-    @property
+    @cached_property
     def renewing(self) -> tuple[str, ...]:
         """Kinds of evaluation short of a full one that compute something."""
         allowed = {
@@ -147,8 +147,10 @@ def awaited(decisions: Sequence[str]) -> list[bool]:
 def total_cost(decisions: Sequence[str], costs: Costs) -> float:
     """What a sequence costs, in full evaluations that keep nothing."""
     price = prices(costs)
-    storing = sum(waited for d, waited in zip(decisions, awaited(decisions), strict=True) if d == FULL)
-    return sum(price[d] for d in decisions) + storing * costs.storing
+    computed = sum(price[d] for d in decisions)
+    if not costs.storing:
+        return computed
+    return computed + costs.storing * sum(w for d, w in zip(decisions, awaited(decisions), strict=True) if d == FULL)
 
 
 def error_terms(
@@ -273,45 +275,45 @@ class ErrorModel:
         Every full evaluation is taken to store context where partial ones may come: which need not is not known yet.
         """
         rules = self.rules
-        full = price * self.reckon[FULL]
+        full, reuse = price * self.reckon[FULL], price * self.price[REUSE]
+        kinds = rules.renewing or (PARTIAL,)
+        prices = price * np.array([self.price[k] for k in kinds])
+        options = self._errors[0] + prices[:, None]
+        chosen, least = np.array(kinds)[options.argmin(1)], options.min(1)
         reach, ages = int(self.most_reuse.max(initial=0)) + 1, rules.refresh
         older, aged = slice(0, ages - 1), np.arange(1, ages)
         value = np.full((reach, ages), np.inf)
         value[self._start(value.shape)] = 0.0
         states, moves = np.arange(value.size).reshape(value.shape), []
         for i in range(len(self.done), self.n):
-            kinds = np.full(ages, PARTIAL)
             new, back = np.full_like(value, np.inf), np.zeros(value.shape, dtype=np.int64)
-            new[0, 0], back[0, 0] = value.min() + full, value.argmin()
+            best = int(value.argmin())
+            new[0, 0], back[0, 0] = value.flat[best] + full, best
             if not self.forced_full(i) and ages > 1:
-                renewed, reused = self._errors[i]
                 if rules.renewing:
-                    options = [errors + price * self.price[k] for k, errors in zip(rules.renewing, renewed)]
-                    kinds[1:] = np.asarray(rules.renewing)[np.argmin(options, axis=0)]
-                    new[0, 1:] = value.min(axis=0)[older] + np.min(options, axis=0)
-                    back[0, 1:] = states[value.argmin(axis=0)[older], aged - 1]
+                    freshest = value.argmin(axis=0)[older]
+                    new[0, 1:] = value[freshest, aged - 1] + least[i]
+                    back[0, 1:] = states[freshest, aged - 1]
                 if most := self.most_reuse[i]:
-                    new[1 : most + 1, 1:] = value[:most, older] + reused + price * self.price[REUSE]
+                    new[1 : most + 1, 1:] = value[:most, older] + self._errors[1][i] + reuse
                     back[1 : most + 1, 1:] = states[:most, older]
-            moves.append((back, kinds))
+            moves.append(back)
             value = new
         state, decisions = int(value.argmin()), []
-        for back, kinds in reversed(moves):
-            g, a = np.unravel_index(state, value.shape)
-            decisions.append(REUSE if g else str(kinds[a]) if a else FULL)
-            state = int(back[g, a])
+        for i in reversed(range(len(self.done), self.n)):
+            g, a = divmod(state, ages)
+            decisions.append(REUSE if g else str(chosen[i, a - 1]) if a else FULL)
+            state = int(moves[i - len(self.done)][g, a])
         return [*self.done, *decisions[::-1]]
 
     @cached_property
-    def _errors(self) -> list[tuple[list[np.ndarray], np.ndarray]]:
-        """By evaluation, what :meth:`best` weighs at every price: errors of renewing kinds by age ``[refresh - 1]``,
-        of a reuse by evaluations since the last computed one and by age ``[most, refresh - 1]``."""
-        aged = np.arange(1, self.rules.refresh)
+    def _errors(self) -> tuple[np.ndarray, list[np.ndarray]]:
+        """What :meth:`best` weighs at every price: errors of renewing kinds ``[n, kinds, refresh - 1]`` by age, and by
+        evaluation those of a reuse ``[most, refresh - 1]`` by evaluations since the last computed one and by age."""
+        aged, kinds = np.arange(1, self.rules.refresh), self.rules.renewing
+        renewed = [[sum(self._renewed(k, i, aged)) for k in kinds or (PARTIAL,)] for i in range(self.n)]
         gaps = [np.arange(1, most + 1)[:, None] for most in self.most_reuse]
-        return [
-            ([sum(self._renewed(k, i, aged)) for k in self.rules.renewing], sum(self._reused(i, gaps[i], aged[None])))
-            for i in range(self.n)
-        ]
+        return np.array(renewed), [sum(self._reused(i, gaps[i], aged[None])) for i in range(self.n)]
 
     def _start(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Where the programme begins: (g, age) after what is done; at first as if one had just been computed."""
