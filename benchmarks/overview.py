@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.rivals.methods import METHODS
 from benchmarks.settings import SETTINGS, Setting
-from benchmarks.summary import at_equal_time
+from benchmarks.summary import at_equal_time, repeats
 
 SHORT = 0.93  # share of a wanted speed below which ours is said to have missed it
 ORDER = ("ours", "ablation", "rival", "paper")
@@ -113,7 +113,20 @@ def overview(results: list[dict]) -> list[str]:
             rival = f"{_ahead(best)} ({METHODS[name].label}{few})" if best else ""
             rival = rival or _too_slow(result)
             lines.append(f"| {words} | {mine} | {_ahead(fewer)} | {rival} |")
-    return [*lines, "", "</details>"]
+    return [*lines, "", *scatter(results), "</details>"]
+
+
+def scatter(results: list[dict]) -> list[str]:
+    """How much measured speeds scatter, in a sentence; none where nothing was run twice."""
+    found = sorted(ratio for result in results for ratio in repeats(result["rows"]))
+    if not found:
+        return []
+    middle, most = (found[int(share * len(found))] - 1 for share in (0.5, 0.9))
+    return [
+        f"Runs that were made more than once, {len(found)}: the speeds of each lay {middle:.0%} apart in the "
+        f"middle, {most:.0%} or less nine times of ten, {found[-1] - 1:.0%} at most.",
+        "",
+    ]
 
 
 def _of_all(count: int) -> str:

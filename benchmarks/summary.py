@@ -86,6 +86,17 @@ def at_equal_time(rows: list[dict], name: str, wanted: float, slower: bool = Fal
     return {**_spread_of(ahead), "speed": read, "equal": AS_FAST <= read / speed <= 1 / AS_FAST} if both else None
 
 
+def repeats(rows: list[dict]) -> list[float]:
+    """How far apart the speeds of the very same run of a clip came out, fastest over slowest, where one machine and
+    commit made it more than once; sorted."""
+    speeds: dict[tuple, list[float]] = {}
+    for row in rows:
+        if row["name"] != "full" and row.get("decisions"):
+            run = row["machine"], row["clip"], row["decisions"], str(row["psnr"])
+            speeds.setdefault(run, []).append(row["speed"])
+    return sorted(max(found) / min(found) for found in speeds.values() if len(found) > 1)
+
+
 def _same(a: dict, b: dict) -> bool:
     return bool(a.get("decisions")) and (a["decisions"], a["psnr"]) == (b["decisions"], b["psnr"])
 

@@ -200,6 +200,13 @@ def test_the_very_same_run_is_no_better_for_having_been_timed_better():
     assert at_equal_time([ours, *others], "shared", 2.0)["mean"] > 1.0
 
 
+def test_how_much_times_scatter_is_said_of_runs_that_were_made_twice():
+    runs = ((1, "FPF", 2.0), (1, "FPF", 2.5), (1, "FRF", 9.0), (2, "FPF", 9.0))
+    rows = [row("ours", clip, 40.0) | {"decisions": d, "speed": s, "machine": 0} for clip, d, s in runs]
+    (sentence, _) = overview.scatter([{"rows": rows}])
+    assert "than once, 1:" in sentence and "25% at most" in sentence and overview.scatter([{"rows": rows[2:]}]) == []
+
+
 def test_planning_is_counted_where_it_was_noted():
     entries = summarise([row("ours", 1, 40.0) | {"preparation_seconds": 0.25}, row("fewer-steps", 1, 30.0)])
     assert [entry["speed_with_planning"] for entry in entries] == [1.6, None]
