@@ -164,8 +164,7 @@ class Model:
                 self.computed.append(i)
                 if self.spoil and self.engine.routes_blocks:
                     self.spoil(self.engine.blocks.mode)
-                bent = h + self.table[i] + drift
-                return h + 0.1 * bent / (1 + bent * bent)  # exact anywhere in memory, which vectors of sines are not
+                return h + 0.1 * torch.sin(h + self.table[i] + drift)
 
             hidden = self.engine.block(i, hidden, compute) if self.engine.routes_blocks else compute(hidden)
         return x + 0.1 * hidden.mean((1, 2)).view(-1, 1, 1, 1, 1)
