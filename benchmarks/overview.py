@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.rivals.methods import METHODS
+from benchmarks.rivals.methods import ASIDE, METHODS
 from benchmarks.settings import SETTINGS, Setting
 from benchmarks.summary import at_equal_time, repeats
 
@@ -47,10 +47,11 @@ def hosted(setting: Setting) -> str:
 
 def by_speed(result: dict) -> list[str]:
     """A row a method, a column a speed: decibels in the mask, the measured speed, and how far it is from ours in the
-    time ours took (or, where it is never as fast, at its fastest)."""
+    time ours took (or, where it is never as fast, at its fastest). Side issues have no row here."""
     found = {(entry["name"], entry["wanted"]): entry for entry in result["summary"] if entry["name"] != "full"}
     speeds = sorted({wanted for _, wanted in found})
-    names = sorted({name for name, _ in found}, key=lambda n: (ORDER.index(METHODS[n].kind), list(METHODS).index(n)))
+    names = {name for name, _ in found} - {*ASIDE}
+    names = sorted(names, key=lambda n: (ORDER.index(METHODS[n].kind), list(METHODS).index(n)))
     most = max(entry["clips"] for entry in found.values())
     heads = " | ".join(f"at {s:g}x" for s in speeds)
     lines = [titled(result), "", f"| | {heads} |", "|---" * (len(speeds) + 1) + "|"]

@@ -11,7 +11,8 @@ import numpy as np
 from nano.clips import HELD_OUT, TUNING, make_clip
 
 SEEDS = {"held-out": HELD_OUT, "tuning": TUNING}
-SPEEDS = {6: (1.5, 2.0, 2.25), 10: (2.0, 2.5, 3.0), 30: (2.0, 3.0, 4.0), 50: (2.0, 3.0, 4.5, 5.5)}
+SPEEDS = {4: (1.5, 2.0), 6: (1.5, 2.0, 2.25), 8: (1.5, 2.0, 2.5), 10: (2.0, 2.5, 3.0), 30: (2.0, 3.0, 4.0),
+          50: (2.0, 3.0, 4.5, 5.5)}  # fmt: skip
 REAL = 2  # how many edits of real footage there are
 
 
@@ -65,7 +66,7 @@ class Setting:
     @property
     def speeds(self) -> tuple[float, ...]:
         """Time budgets, as speed-ups over full compute."""
-        return SPEEDS.get(self.steps, SPEEDS[6] if self.steps <= 8 else SPEEDS[30])
+        return SPEEDS.get(self.steps, SPEEDS[6] if self.steps < 10 else SPEEDS[30])
 
     def source(self, index: int, split: str = "held-out") -> Source:
         """The clip of an index."""
@@ -104,6 +105,7 @@ SETTINGS = (
     *(Setting(steps=50, mask=share, frames=33) for share in (0.10, 0.20)),
     *(Setting(steps=6, cfg=1.0, mask=share) for share in (0.10, 0.20, 0.40)),
     Setting(steps=6, cfg=1.0, sampler="unipc"),
+    *(Setting(steps=steps, cfg=1.0) for steps in (4, 8)),
     Setting(steps=10, cfg=1.0),
     Setting(steps=20),
     Setting(host="comfyui"),

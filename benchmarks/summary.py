@@ -9,6 +9,7 @@ from benchmarks.rows import rounded
 
 AS_FAST = 0.97  # share of our speed that a method must reach to count as as fast
 EQUAL = 100.0  # dB at which two edits count as equal, so that means stay finite
+UNTIMED = ("full", "fewer-steps", "fewer-steps-held")  # their speeds are ratios of steps
 REGIONS = ("mask", "ring", "outside", "all")
 
 
@@ -48,9 +49,10 @@ def summarise(rows: list[dict]) -> list[dict]:
 def at_equal_time(rows: list[dict], name: str, wanted: float, slower: bool = False) -> dict | None:
     """What ours is ahead of another method by, at the time ours took, in the mask and paired clip by clip.
 
-    Speeds come in lumps, ours too. So the other method is read off between its two budgets around the speed ours
-    measured, along the logarithm of speed; where all it has is faster than that, at its slowest, which took less time.
-    Where it made the very same run of a clip, there is no difference, however the times of the two came out.
+    Times have in them what preparing a run took, planning above all, where that was noted. Speeds come in lumps, ours
+    too. So the other method is read off between its two budgets around the speed ours measured, along the logarithm of
+    speed; where all it has is faster than that, at its slowest, which took less time. Where it made the very same run
+    of a clip, there is no difference, however the times of the two came out.
 
     Args:
         rows: of one setting. name: of the other method. wanted: ours' budget.
@@ -65,8 +67,8 @@ def at_equal_time(rows: list[dict], name: str, wanted: float, slower: bool = Fal
     for row in rows:
         if row["name"] == name:
             others.setdefault(row["wanted"], {})[row["clip"]] = row
-    speed = statistics.median(row["speed"] for row in ours.values()) if ours else 0.0
-    curve = [(statistics.median(row["speed"] for row in mine.values()), mine) for mine in others.values()]
+    speed = _paid(ours) if ours else 0.0
+    curve = [(_paid(mine), mine) for mine in others.values()]
     curve.sort(key=lambda point: point[0])
     if not ours or not curve or (curve[-1][0] < AS_FAST * speed and not slower):
         return None
@@ -91,14 +93,19 @@ def repeats(rows: list[dict]) -> list[float]:
     commit made it more than once; sorted."""
     speeds: dict[tuple, list[float]] = {}
     for row in rows:
-        if row["name"] != "full" and row.get("decisions"):
-            run = row["machine"], row["clip"], row["decisions"], str(row["psnr"])
+        if row["name"] not in UNTIMED:
+            run = row["machine"], row["clip"], row.get("decisions"), str(row["psnr"])
             speeds.setdefault(run, []).append(row["speed"])
     return sorted(max(found) / min(found) for found in speeds.values() if len(found) > 1)
 
 
 def _same(a: dict, b: dict) -> bool:
     return bool(a.get("decisions")) and (a["decisions"], a["psnr"]) == (b["decisions"], b["psnr"])
+
+
+def _paid(rows: dict[int, dict]) -> float:
+    """The median speed, preparation counted where it was noted."""
+    return statistics.median(_with_planning(row) or row["speed"] for row in rows.values())
 
 
 def _with_planning(row: dict) -> float | None:

@@ -160,7 +160,7 @@ def test_magcache_has_knobs_for_every_budget(setting):
     for knobs in tune.candidates("magcache", setting, setting.speeds):
         rule = magcache(knobs, setting.steps)
         fastest = max(fastest, setting.steps / sum(not rule.skip(i, 0) for i in range(setting.steps)))
-    assert fastest >= max(setting.speeds) or setting.steps <= 10  # the first steps are kept
+    assert fastest >= max(setting.speeds)
 
 
 def test_families_share_their_tuning():
@@ -208,8 +208,10 @@ def test_how_much_times_scatter_is_said_of_runs_that_were_made_twice():
 
 
 def test_planning_is_counted_where_it_was_noted():
-    entries = summarise([row("ours", 1, 40.0) | {"preparation_seconds": 0.25}, row("fewer-steps", 1, 30.0)])
-    assert [entry["speed_with_planning"] for entry in entries] == [1.6, None]
+    rows = [row("ours", 1, 40.0) | {"preparation_seconds": 0.25}, row("fewer-steps", 1, 30.0, wanted=1.6),
+            row("fewer-steps", 1, 20.0)]  # fmt: skip
+    assert [entry["speed_with_planning"] for entry in summarise(rows) if entry["wanted"] == 2.0] == [1.6, None]
+    assert at_equal_time(rows, "fewer-steps", 2.0)["mean"] == 10.0  # it is read off where ours was, planning counted
 
 
 def test_equal_edits_count_as_100_dB():
@@ -218,6 +220,16 @@ def test_equal_edits_count_as_100_dB():
 
 
 # ---- end to end
+
+
+def test_fewer_steps_may_hold_the_last_one():
+    """In Euler's schedule it is next to none: nearly as good as a step more, in the time of one less."""
+    case = Case(replace(TINY, moving=True), TINY.source(0, "tuning"))
+    held, plain = (METHODS[name](case, 2.0, {}) for name in ("fewer-steps-held", "fewer-steps"))
+    assert held.stats.decisions == "FFFR" and plain.stats.decisions == "FFF" and held.speed == plain.speed == 2.0
+    more, _ = case.edit.sample(4, CachePolicy.preset("exact"))
+    off = [float((latents - more).square().mean()) for latents in (held.latents, plain.latents)]
+    assert off[0] < 0.3 * off[1]
 
 
 def test_no_speed_is_an_estimate():
@@ -233,14 +245,14 @@ def test_bench_end_to_end_and_on(tmp_path, monkeypatch, capsys):
     knobs = {"easycache": {"threshold": 0.5}, "crop": {"padding": 0}, "magcache": None}
     monkeypatch.setattr(bench, "tuned", lambda setting, name, speed: knobs.get(name, {}))
     monkeypatch.setattr(bench, "run_all", lambda work, tasks, workers, threads, done: [done(work(*t)) for t in tasks])
-    names = ["ours", "fewer-steps", "easycache", "crop", "magcache"]
+    names = ["ours", "fewer-steps", "fewer-steps-held", "easycache", "crop", "magcache"]
     common = ["--settings", TINY.name, "--out", str(tmp_path), "--methods"]
     bench.main([*common, *names[:2], "--clips", "1"])
     here = bench.describe()
     monkeypatch.setattr(bench, "describe", lambda: {**here, "device": "another"})
     bench.main([*common, *names, "--clips", "1"])  # goes on: the first clip's two rivals
     said = capsys.readouterr().out
-    assert "clip 0: 5 runs" in said and "not tuned" in said
+    assert "clip 0: 8 runs" in said and "not tuned" in said
     bench.main([*common, "ours", "--clips", "1"])
     assert "runs" not in capsys.readouterr().out  # nothing lacks
     path = tmp_path / f"{TINY.name}.json"
@@ -248,10 +260,10 @@ def test_bench_end_to_end_and_on(tmp_path, monkeypatch, capsys):
     assert path.with_suffix(".png").stat().st_size > 5000
     assert result["missing"].keys() == {"magcache"}
     assert {row["name"]: row["machine"] for row in result["rows"]} == {
-        "full": 1, "ours": 0, "fewer-steps": 0, "easycache": 1, "crop": 1
+        "full": 1, "ours": 0, "fewer-steps": 0, "fewer-steps-held": 1, "easycache": 1, "crop": 1
     }  # fmt: skip
     assert f"({here['device']} and another, 1 thread)" in overview.titled(result)
-    assert len(result["rows"]) == 1 + 3 * len(TINY.speeds) + 1  # EasyCache's knobs are the same at all speeds
+    assert len(result["rows"]) == 1 + 4 * len(TINY.speeds) + 1  # EasyCache's knobs are the same at all speeds
     by_name = {(e["name"], e["wanted"]): e for e in result["summary"]}
     assert by_name["full", 1.0]["psnr"]["mask"] == 100.0
     for name, speed in (("ours", 2.0), ("fewer-steps", 2.0), ("easycache", 1.5), ("crop", 2.0)):
