@@ -113,7 +113,7 @@ SETTINGS = (
     Setting(host="comfyui", moving=False),
     Setting(host="comfyui", sampler="unipc"),
     Setting(host="comfyui", steps=50),
-    Setting(host="comfyui", steps=6, cfg=1.0),
+    *(Setting(host="comfyui", steps=6, cfg=1.0, sampler=sampler) for sampler in ("euler", "unipc")),
     Setting(frames=33, real=True),
 )
 
