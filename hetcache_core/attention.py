@@ -43,9 +43,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, weights: KeyWeights | None
     at_once = max(1, MOST_LOGITS // (query.shape[0] * query.shape[1] * key.shape[2]))  # where no kernel takes a mask
     parts = query.split(query.shape[2] if query.device.type in ("cpu", "cuda") else at_once, dim=2)
     mask = weights.bias.to(query.dtype)[None, None, None]
-    outputs = [
-        F.scaled_dot_product_attention(q, key, value, attn_mask=mask.expand(-1, -1, q.shape[2], -1)) for q in parts
-    ]
+
+    def rows(q: Tensor) -> Tensor:  # on CUDA torch pads a mask, and what is expanded already it would copy in full
+        return mask if q.device.type == "cuda" else mask.expand(-1, -1, q.shape[2], -1)
+
+    outputs = [F.scaled_dot_product_attention(q, key, value, attn_mask=rows(q)) for q in parts]
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)).transpose(1, 2)
 
 

@@ -8,9 +8,8 @@ blocks (VACE's hints) is never part of it and stays fresh.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Hashable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -57,21 +56,6 @@ class BlockSplit:
         """The split that keeps only this many runs, the longest, of equals the first: a delta each, for most blocks."""
         kept = sorted(self.runs, key=lambda run: run[0] - run[1])[: max(count, 0)]
         return BlockSplit(self.blocks, tuple(sorted(i for first, last in kept for i in range(first, last + 1))))
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> BlockSplit:
-        """Inverse of :meth:`to_json`.
-
-        Raises:
-            ValueError: not a split, or indices that cannot be.
-        """
-        try:
-            return cls(**json.loads(text))
-        except (TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"this is not a split of blocks: {error}") from None
 
 
 class BlockCache:

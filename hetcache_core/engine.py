@@ -50,7 +50,7 @@ class Engine(Routing):
         self.blocks: BlockCache | None = None
         self.closed = False
         self._forecasts: Forecasts | None = None
-        self._evaluation, self._storing = -1, []
+        self._evaluation, self._storing, self._layers = -1, [], {}
         self._decision, self._reason, self._after_end = FULL, "", "after the end"
         self._off = {PARTIAL: setup.no_partials, BLOCKS: setup.no_blocks, GUIDANCE: ""}  # no more done, and why
         reason = why_full(policy, setup)
@@ -107,7 +107,7 @@ class Engine(Routing):
                 packed prediction ``[B, C, 1, 2, 2N]``; ``compute(..., i)`` -> the same of ``streams[i]`` alone.
 
         Returns:
-            The prediction ``[B, C, T, H, W]`` in the model's dtype.
+            The prediction ``[B, C, T, H, W]``: the model's own, or, of a reuse, in the sample's dtype.
         """
         watch, self._storing = Stopwatch(sample.device), []
         if evaluation != self._evaluation:
@@ -197,28 +197,40 @@ class Engine(Routing):
         if self.exact or self.closed:
             output = compute(None)
             if self.policy.method == "measure":
-                self.stats.measure(self.streams[0], to_patches(output))
+                self._measure(to_patches(output))
             return output
         output = None
         if self._expects(PARTIAL, self._evaluation) and self.partials.looks:
             self.partials.mode = "capture"
         if self._expects(BLOCKS, self._evaluation):
             self.blocks.begin(self.streams)
-        keeping = self.routes_attention or self.routes_blocks
+        keeping, trouble = self.wants_attention or self.routes_blocks, ""
         try:
             output = compute(None)
-        except RuntimeError as error:
-            if not keeping or not out_of_memory(error):
+        except self.setup.interrupts:
+            raise
+        except Exception as error:  # ours may be what the model objects to; stock is asked before it counts as failed
+            if not keeping:
                 raise
+            trouble = named(error)
+            if out_of_memory(error):
+                trouble = "out of memory"
         finally:
             self._idle()
-        if output is None:  # outside the handler, whose traceback keeps the failed call's tensors alive
+        if trouble:  # outside the handler, whose traceback keeps the failed call's tensors alive
             for give_up in (self.give_up_partials, self.give_up_blocks):
-                give_up("out of memory while remembering context")
+                give_up(f"{trouble} while remembering context")
             output = compute(None)
         if self._evaluation < self.setup.evaluations - 1:
             self._record(sample, to_patches(output).float(), None)
         return output
+
+    def _measure(self, patches: Tensor) -> None:
+        try:
+            for stream, rows in zip(self.streams, patches.chunk(len(self.streams)), strict=True):
+                self.stats.measure(stream, rows)
+        except Exception as error:  # measuring must not end what is measured
+            self._trouble(f"changes could not be measured ({named(error)})")
 
     def _partial(self, sample: Tensor, compute: Compute) -> tuple[Tensor | None, str]:
         """The prediction and why it was made, or None and why it could not be."""

@@ -68,11 +68,6 @@ class Forecast:
         self.seen: Seen | None = None  # by the last record, from the second on
 
     @property
-    def ready(self) -> bool:
-        """Whether there is anything to forecast from."""
-        return self._last is not None
-
-    @property
     def bytes(self) -> int:
         """Bytes held."""
         kept = (self._last, self._slope, self._bend)

@@ -48,7 +48,6 @@ class ContextMemory:
         self._slots: Tensor | None = None
         self._kept: set[Hashable] = set()
         self._host = HostMemory() if self.tier.offload else None
-        self.peak_bytes = 0
 
     @property
     def bytes(self) -> int:
@@ -99,8 +98,6 @@ class ContextMemory:
             chunks = dict(zip(streams, rows.chunk(len(streams)), strict=True))
             some = {stream: chunks[stream] for stream in streams if stream in self._kept}
             each.record(some, self._position, self.remembered.indices, here, self._whole)
-        if layer == self.layers - 1:
-            self.peak_bytes = max(self.peak_bytes, self.bytes)
 
     # ---- partial evaluations
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from .costs import Costs
-from .error_model import FULL, NAMES, REUSE, ErrorModel, Rules, total_cost
+from .error_model import FULL, REUSE, ErrorModel, Rules, total_cost
 from .profile import ErrorProfile
 
 MOST_IMPROVEMENTS = 30  # rounds of local search; it settles in fewer, this bounds very long schedules
@@ -60,9 +60,6 @@ class Plan:
             "" if len(schedule) == evaluations else f"the schedule has {len(schedule)} letters for {evaluations} steps"
         )
         return cls(decisions, evaluations / total_cost(decisions, costs), math.nan, note, costs)
-
-    def counts(self) -> dict[str, int]:
-        return {letter: self.decisions.count(letter) for letter in NAMES}
 
 
 def plan(

@@ -38,6 +38,7 @@ class Routing:
     _decision: str
     _reason: str
     _storing: list[Stopwatch]  # of this call
+    _layers: dict[Hashable, int]  # how many came by where a stream's context was remembered
 
     def self_attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
         """Self-attention of one layer, through the context memory where this evaluation calls for it.
@@ -62,6 +63,18 @@ class Routing:
             except Exception as error:  # the generation itself does not need what could not be kept
                 self.give_up_partials(f"context could not be remembered ({named(error)})")
         return attend(query, key, value, None)
+
+    def saw_layers(self, count: int) -> None:
+        """Told after a call how many of its self-attention layers came by; fewer than where context was remembered, or
+        none, and what they computed is not what was asked for."""
+        mode = self.partials.mode if self.partials else "idle"
+        if mode == "idle":
+            return
+        known = {self._layers.get(stream, count) for stream in self.streams} if mode == "join" else {count}
+        if not count or known != {count}:
+            self.give_up_partials("compiled blocks do not let attention through; restart ComfyUI, or do not compile")
+        elif mode == "capture":
+            self._layers.update(dict.fromkeys(self.streams, count))
 
     def block(self, index: int, hidden: Tensor, compute: Block) -> Tensor:
         """One main block, through the kept deltas where this evaluation calls for it.

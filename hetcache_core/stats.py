@@ -183,7 +183,8 @@ class RunStats:
 
     @property
     def decisions(self) -> str:
-        """One letter an evaluation: F(ull), P(artial), R(euse), B (background blocks reused)."""
+        """One letter an evaluation: F(ull), P(artial), R(euse), B (background blocks reused), G (one side of guidance
+        computed), H (that, of a partial one)."""
         return "".join(r.decision for r in self.records)
 
     @property

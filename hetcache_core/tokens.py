@@ -170,9 +170,9 @@ def vace_mask(control: Tensor) -> tuple[Tensor, int]:
     references = int(unused.long().cumprod(0).sum())
     if references == len(unused):  # a control that is zero throughout says nothing about references
         references = 0
-    clip = mask[references:]
+    clip = mask[references:].cpu()  # where pooling in three dimensions exists, as on Apple's devices it long did not
     clip = F.max_pool3d(clip[None, None], (3, 1, 1), stride=1, padding=(1, 0, 0))[0, 0]
-    return torch.cat([mask[:references], clip]), references
+    return torch.cat([mask[:references], clip.to(mask.device)]), references
 
 
 def classify(touched: Tensor, margin_space: int = 0, margin_time: int = 0, reference_frames: int = 0) -> TokenClasses:
@@ -185,12 +185,12 @@ def classify(touched: Tensor, margin_space: int = 0, margin_time: int = 0, refer
         margin_time: margin frames before and after.
         reference_frames: leading frames that are never generative nor margin.
     """
-    grid = TokenGrid(*touched.shape)
-    generative = touched.clone()
+    grid, device = TokenGrid(*touched.shape), touched.device
+    generative = touched.cpu().clone()  # a few thousand tokens in many small steps, each a wait for a device
     generative[:reference_frames] = False
     edited = _dilate(generative, margin_time, margin_space)
     edited[:reference_frames] = False
-    distance = torch.zeros(grid.shape, dtype=torch.int64, device=touched.device)
+    distance = torch.zeros(grid.shape, dtype=torch.int64)
     if edited.any():
         reached, ring = edited, 0
         while not reached.all():
@@ -198,9 +198,8 @@ def classify(touched: Tensor, margin_space: int = 0, margin_time: int = 0, refer
             grown = _dilate(reached, 1, 1)
             distance[grown & ~reached] = ring
             reached = grown
-    return TokenClasses(
-        grid, generative.flatten(), (edited & ~generative).flatten(), distance.flatten(), reference_frames
-    )
+    parts = (part.flatten().to(device) for part in (generative, edited & ~generative, distance))
+    return TokenClasses(grid, *parts, reference_frames)
 
 
 def _dilate(mask: Tensor, time: int, space: int) -> Tensor:

@@ -31,8 +31,9 @@ class Setups:
 
     def find(self, nodes: list[str]) -> RunSetup | None:
         """The last run of one of these nodes, else the last of any."""
-        known = [node for node in self._of if node in nodes] or list(self._of)
-        return self._of[known[-1]] if known else None
+        of = dict(self._of)  # in one go: a run may begin in another thread meanwhile
+        known = [node for node in of if node in nodes] or list(of)
+        return of[known[-1]] if known else None
 
 
 last_setups = Setups()

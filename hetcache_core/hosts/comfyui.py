@@ -219,6 +219,8 @@ class _Run:
             self.engine.give_up("the sampler left its schedule")
         elif why_replaced(call.model):
             self.engine.give_up(why_replaced(call.model))
+        elif call.x.shape[0] != self.engine.setup.rows * len(call.streams):
+            self.engine.give_up("another node cuts the batch into other parts")
         return call.x.shape[1:] == self._shape
 
     def _compute(self, call: Call, selection: Tensor | None, stream: int | None = None) -> Tensor:
@@ -226,12 +228,19 @@ class _Run:
         options = call.transformer_options
         if self.engine.routes_blocks:
             options = routed(self.engine, options, len(call.model.blocks))
-        if self.engine.routes_attention:
+        watched = None
+        if self.engine.wants_attention:  # on every call: compiled blocks may not look again whether it is there
             tokens = TokenGrid.of_latent(call.x).size if selection is None else len(selection)
             watched = SelfAttention(self.engine, call.model, tokens, call.read, options)
             options = {**options, SelfAttention.SLOT: watched}
-        if selection is None:
-            return pad_to_patches(call.proceed(options))
+        output = pad_to_patches(call.proceed(options)) if selection is None else self._packed(call, selection, options)
+        if watched:
+            self.engine.saw_layers(watched.layers)
+        return output
+
+    @staticmethod
+    def _packed(call: Call, selection: Tensor, options: dict) -> Tensor:
+        """The host's answer for some tokens, ``[B, C, 1, 2, 2N]``."""
         frames, height, width = call.x.shape[-3:]
         x, extra = pad_to_patches(call.x), dict(call.extra)
         if extra.get("vace_context") is not None:

@@ -38,6 +38,11 @@ class SelfAttention:
         self._period = 3 if isinstance(model.blocks[0].cross_attn, WanI2VCrossAttention) else 2
         self._calls = self._layer = 0
 
+    @property
+    def layers(self) -> int:
+        """How many self-attention layers came by."""
+        return self._layer
+
     @torch.compiler.disable
     def __call__(self, function, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs) -> Tensor:
         stock = partial(self._inner, function) if self._inner else function

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import comfy.model_management
 import torch
@@ -178,8 +179,9 @@ def why_whole_run(sampling: Sampling) -> str:
     others = {OTHER_CACHES[k] for k in OTHER_CACHES if k in sampling.wrappers(WrappersMP.OUTER_SAMPLE)}
     if others:
         return f"{' and '.join(sorted(others))} works on the same model; keep one of the two"
-    if any(map(_compiles_everything, sampling.wrappers(WrappersMP.APPLY_MODEL).get("torch.compile", ()))):
-        return "the whole model is compiled; compile its blocks instead (KJNodes' TorchCompileModelWanVideoV2 does)"
+    compiling = sampling.wrappers(WrappersMP.APPLY_MODEL).get("torch.compile", ())
+    if any("diffusion_model" in _compiled(wrapper, patcher.model) for wrapper in compiling):
+        return "the whole model is compiled; compile its blocks instead (KJNodes' TorchCompileModelAdvanced does)"
     if options.get("context_handler") is not None:
         return "context windows cut the clip into pieces that move; take them out, or edit a shorter clip"
     if getattr(patcher, "get_additional_models_with_key", lambda key: ())("multigpu"):
@@ -189,10 +191,18 @@ def why_whole_run(sampling: Sampling) -> str:
     return ""
 
 
-def _compiles_everything(wrapper: Any) -> bool:
-    """Whether the host's compiling wrapper swaps the whole model, not its blocks; only its closure knows."""
-    known = inspect.getclosurevars(wrapper).nonlocals if inspect.isfunction(wrapper) else {}
-    return "diffusion_model" in known.get("compiled_module_dict", ("diffusion_model",))
+def _compiled(wrapper: Any, model: Any) -> Collection[str]:
+    """Names of what a compiling wrapper swaps; the whole model where it does not say.
+
+    Only the wrapper knows: the host's in its closure, KJNodes' in a table by model that stands beside it.
+    """
+    if not inspect.isfunction(wrapper):
+        return ("diffusion_model",)
+    known = inspect.getclosurevars(wrapper)
+    if "compiled_module_dict" in known.nonlocals:
+        return known.nonlocals["compiled_module_dict"]
+    tables = (table for table in known.globals.values() if isinstance(table, WeakKeyDictionary))
+    return next((table[model] for table in tables if model in table), ("diffusion_model",))
 
 
 # ---- the setup

@@ -25,6 +25,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor, WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
 from torch import Tensor
+from torch._dynamo import OptimizedModule
 
 from ..block_profile import BlockProfile
 from ..costs import ModelShape
@@ -37,7 +38,7 @@ from ..stats import RunStats
 from ..tokens import TokenGrid
 from .diffusers_attention import ContextProcessor, rotary_rows
 from .diffusers_blocks import hook_blocks, tidy, unhook_blocks
-from .diffusers_setup import CallName, Schedule, boundary, read_setup, self_attentions
+from .diffusers_setup import COMPILED, CallName, Schedule, boundary, read_setup, self_attentions
 
 HOOK = "hetcache"
 SUPPORTED = (WanVACETransformer3DModel, WanTransformer3DModel)
@@ -65,14 +66,18 @@ def apply(
 
     Raises:
         TypeError: not a Wan transformer of diffusers, or a mask that is not a tensor.
-        ValueError: the policy names an error profile or a block profile that cannot be read.
+        ValueError: the policy names an error profile or a block profile that cannot be read, or the whole transformer
+            is compiled.
     """
     if type(transformer) not in SUPPORTED and type(getattr(transformer, "transformer", None)) in SUPPORTED:
         scheduler = transformer if scheduler is None else scheduler
         transformer = transformer.transformer
     if type(transformer) not in SUPPORTED:
         names = " and ".join(c.__name__ for c in SUPPORTED)
-        raise TypeError(f"HetCache works on {names}; this is {type(transformer).__name__}")
+        advice = f"; {COMPILED}" if isinstance(transformer, OptimizedModule) else ""
+        raise TypeError(f"HetCache works on {names}; this is {type(transformer).__name__}{advice}")
+    if getattr(transformer, "_compiled_call_impl", None) is not None:
+        raise ValueError(COMPILED)
     if mask is not None and not isinstance(mask, Tensor):
         raise TypeError(f"the mask must be a torch tensor, this is {type(mask).__name__}")
     if policy.profile != "auto":

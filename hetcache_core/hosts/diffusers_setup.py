@@ -17,6 +17,8 @@ from ..setup import RunSetup
 from ..tokens import TokenClasses, TokenGrid, classify, pool_latent_mask, pool_pixel_mask, vace_mask
 from .diffusers_blocks import split_over_devices, why_no_blocks
 
+COMPILED = "the whole transformer is compiled, which hooks undo; compile blocks: transformer.compile_repeated_blocks()"
+
 
 class CallName(StateManager):
     """Where diffusers puts the name of the call (cond, uncond); the state itself is the engine's."""
@@ -140,8 +142,10 @@ def _no_partials(model: torch.nn.Module) -> str:
         return f"attention processor {', '.join(sorted(foreign))} is not the stock one; evaluations are only reused"
     if split_over_devices(model):
         return "each device sees a part of the tokens; evaluations are only reused"
-    if any(getattr(m, "_compiled_call_impl", None) is not None for m in (model, *model.blocks)):
-        return "the model is compiled; evaluations are only reused"
+    if getattr(model, "_compiled_call_impl", None) is not None:  # since HetCache was applied
+        return f"{COMPILED}; evaluations are only reused"
+    if any(getattr(block, "_compiled_call_impl", None) is not None for block in model.blocks):
+        return "the blocks are compiled; evaluations are only reused"
     return ""
 
 

@@ -58,7 +58,8 @@ class Replanned(Planned):
         self._count = self._made = 0
 
     def expects(self, decision: str, evaluation: int) -> bool:
-        return decision in self.plan.decisions[max(evaluation + 1, 0) :]  # a new plan may want it sooner
+        ahead = self.plan.decisions[max(evaluation + 1, 0) :]  # a new plan may want it sooner
+        return any(decision in PARTS.get(kind, kind) for kind in ahead)
 
     def observe_forecast(self, evaluation: int, seen: Seen) -> None:
         spacing, self._spacing = self._spacing, seen.gap

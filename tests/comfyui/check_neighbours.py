@@ -4,9 +4,11 @@ import logging
 import threading
 from dataclasses import replace
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import comfy.context_windows as windows
 import comfy.hooks
+import comfy.utils
 import comfy_extras.nodes_easycache as easycache
 import pytest
 import torch
@@ -217,7 +219,80 @@ def test_blocks_compiled_one_by_one():
     assert not compiled  # a second prompt compiles nothing anew
 
 
+TABLE = WeakKeyDictionary()  # as KJNodes' node keeps what it compiled, by the model
+
+
+def by_table(executor, *args, **kwargs):
+    swapped = {key: comfy.utils.get_attr(executor.class_obj, key) for key in TABLE[executor.class_obj]}
+    for key, part in TABLE[executor.class_obj].items():
+        comfy.utils.set_attr(executor.class_obj, key, part)
+    try:
+        return executor(*args, **kwargs)
+    finally:
+        for key, part in swapped.items():
+            comfy.utils.set_attr(executor.class_obj, key, part)
+
+
+def compiled_by_table(keys, **options):
+    model = load(layers=2, vace_layers=1).clone()
+    TABLE[model.model] = {key: torch.compile(model.get_model_object(key), **options) for key in keys}
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "torch.compile", by_table)
+    return model
+
+
+def deaf(guards):
+    """What KJNodes' node does about guards, so that a graph is not made anew for every change of the options."""
+    return ["transformer_options" not in guard.name for guard in guards]
+
+
+@pytest.mark.parametrize("stock_first", [False, True])
+def test_blocks_compiled_so_as_not_to_look_again(stock_first):
+    """Graphs of a run without HetCache go on without it: that is noticed, and nothing wrong comes of it."""
+    torch.compiler.reset()
+    keys = [f"diffusion_model.blocks.{i}" for i in range(2)]
+    model = compiled_by_table(keys, backend="eager", dynamic=False, options={"guard_filter_fn": deaf})
+    policy, run = CachePolicy(schedule="FFPRP"), {"steps": 5, "cfg": 1.0}
+    if stock_first:
+        sample(model, QUICK, **run)
+    result, stats = cached(model, QUICK, policy, **run)
+    if stock_first and stats.warnings:  # by torch's version
+        assert "P" not in stats.decisions and stats.warnings[0].startswith("compiled blocks"), stats.summary()
+    else:
+        assert stats.decisions == policy.schedule and not stats.warnings, stats.summary()
+    assert psnr(result, sample(load(layers=2, vace_layers=1), QUICK, **run)) > 20
+
+
 # ---- makes way
+
+
+def test_a_wrapper_that_compiles_the_whole_model_by_a_table(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model, **kwargs: model)
+    made_way(compiled_by_table(["diffusion_model"]), "compile its blocks instead")
+
+
+def test_a_batch_that_another_node_cuts_up():
+    """Both prompts are named and the rows of one are there: nothing may be told apart by order then."""
+    model = load().clone()
+
+    def halved(apply_model, args):
+        rows = args["input"].shape[0] // 2 or 1
+        halves = [slice(0, rows), slice(rows, None)] if args["input"].shape[0] > 1 else [slice(None)]
+
+        def some(value, part):
+            if isinstance(value, dict):
+                whole = "transformer_options"
+                return {key: inner if key == whole else some(inner, part) for key, inner in value.items()}
+            batched = isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == args["input"].shape[0]
+            return value[part] if batched else value
+
+        return torch.cat([
+            apply_model(args["input"][part], args["timestep"][part], **some(args["c"], part)) for part in halves
+        ])
+
+    stock = sample(model, QUICK)
+    model.set_model_unet_function_wrapper(halved)
+    result, stats = cached(model, QUICK)
+    assert psnr(result, stock) > 60 and set(stats.decisions) == {"F"}, stats.summary()
 
 
 def test_the_whole_model_compiled(monkeypatch):

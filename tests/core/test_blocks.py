@@ -40,13 +40,6 @@ def test_impossible_splits_are_refused(background):
         BlockSplit(10, background)
 
 
-def test_splits_travel_as_json():
-    split = BlockSplit(8, (0, 3))
-    assert BlockSplit.from_json(split.to_json()) == split
-    with pytest.raises(ValueError, match="not a split"):
-        BlockSplit.from_json("[")
-
-
 def test_the_longest_runs_are_kept_where_memory_is_short():
     split = BlockSplit(12, (0, 2, 3, 4, 6, 7, 9))
     assert split.longest(1).background == (2, 3, 4)

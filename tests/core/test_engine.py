@@ -227,6 +227,19 @@ def test_a_measuring_run_is_exact_and_gives_a_profile():
     assert ErrorProfile.from_json(profile.to_json()) == profile
 
 
+def test_streams_are_measured_one_by_one_whether_they_come_together_or_not():
+    profiles = []
+    for calls in ((("cond",), ("uncond",)), (("cond", "uncond"),), None):
+        engine = Engine(CachePolicy(method="measure"), setup())
+        model = Model(engine)
+        for evaluation in range(STEPS):
+            for streams in calls or ((("cond", "uncond"),), (("cond",), ("uncond",)))[evaluation % 2]:
+                model.run(evaluation, streams)
+        assert not engine.stats.warnings
+        profiles.append(engine.stats.profile("mine", ErrorProfile.load("wan")))
+    assert profiles[0] == profiles[1] == profiles[2]
+
+
 def test_a_profile_needs_a_measuring_run():
     with pytest.raises(ValueError, match="no changes were measured"):
         whole_run()[0].stats.profile("mine", ErrorProfile.load("wan"))

@@ -92,6 +92,38 @@ def test_an_error_of_the_model_itself_is_not_swallowed():
         whole_run(spoil=broken)
 
 
+def test_what_only_our_routing_breaks_costs_no_more_than_the_partials():
+    """As a graph compiled whole does, which takes no function from outside."""
+    engine = Engine(CachePolicy(speed=3.0, profile="wan", warmup=2), setup())
+    model = Model(engine)
+
+    def spoil(selection, output):
+        if engine.wants_attention:
+            raise KeyError("no such graph")
+        return output
+
+    model.spoil = spoil
+    outputs = [model.run(evaluation, ("cond",)) for evaluation in range(STEPS)]
+    assert "P" not in engine.stats.decisions and "no such graph" in engine.stats.summary()
+    assert len(engine.stats.warnings) == 1 and torch.equal(outputs[0], model.velocity(0))
+
+
+@pytest.mark.parametrize("seen", [{"capture": 0, "join": 0}, {"capture": 4, "join": 0}, {"capture": 4, "join": 3}])
+def test_a_partial_whose_layers_did_not_come_by_is_computed_in_full(seen):
+    """As where blocks compiled earlier do not look whether anybody listens."""
+    engine = Engine(CachePolicy(schedule="FFPFPF"), setup(steps=6))
+    model = Model(engine)
+
+    def spoil(selection, output):
+        engine.saw_layers(seen["capture" if selection is None else "join"])
+        return output
+
+    model.spoil = spoil
+    for evaluation in range(6):
+        assert torch.equal(model.run(evaluation, ("cond",)), model.velocity(evaluation))
+    assert engine.stats.decisions == "FFFFFF" and engine.stats.warnings[0].startswith("compiled blocks")
+
+
 class Stop(Exception):
     pass
 

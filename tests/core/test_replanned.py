@@ -12,7 +12,7 @@ from hetcache_core.error_model import Rules, missed
 from hetcache_core.forecast import Seen
 from hetcache_core.methods.replanned import MOST, SEEN_DRIFT, SEEN_MISS, Replanned
 from hetcache_core.packing import pack
-from hetcache_core.plan import plan
+from hetcache_core.plan import Plan, plan
 from hetcache_core.profile import ErrorProfile
 from tests.core.test_engine import H, T, W, setup
 from tests.core.test_plan import euler, sigmas
@@ -100,6 +100,12 @@ def test_new_plans_reuse_guidance_only_where_the_first_did():
                 method.observe_forecast(i, Seen(1.0, 0.0, 0.01, 2.0))
         later = method.plan.decisions[12:]
         assert later != first.decisions[12:] and ("G" in later) == ("G" in first.decisions), (first, method.plan)
+
+
+def test_what_half_evaluations_are_made_of_is_prepared():
+    method = Replanned(Plan.given("FFHFGF", 6, COSTS), SIGMAS, 2.0, RULES, NANO)
+    assert method.expects("P", -1) and method.expects("G", -1) and method.expects("P", 1)
+    assert not method.expects("P", 3) and method.expects("G", 3) and not method.expects("G", 4)
 
 
 def test_a_plan_goes_on_from_what_is_done():

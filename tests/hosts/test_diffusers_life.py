@@ -44,6 +44,20 @@ def test_other_models_are_refused_by_name():
         host.apply(torch.nn.Linear(2, 2), CachePolicy())
 
 
+def test_a_transformer_compiled_whole_is_refused_with_what_to_do_instead(vace, monkeypatch):
+    with pytest.raises(TypeError, match="compile_repeated_blocks"):
+        host.apply(torch.compile(vace, backend="eager"), CachePolicy())
+    monkeypatch.setattr(vace, "_compiled_call_impl", vace._call_impl)  # what vace.compile() sets
+    with pytest.raises(ValueError, match="compile_repeated_blocks"):
+        host.apply(vace, CachePolicy())
+    monkeypatch.undo()
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    with host.apply(vace, CachePolicy(speed=2.0), scheduler=scheduler) as handle:
+        monkeypatch.setattr(vace, "_compiled_call_impl", vace._call_impl)
+        sample(vace, scheduler, controls=control())
+    assert "P" not in handle.stats.decisions and "compile_repeated_blocks" in handle.stats.summary()
+
+
 @pytest.mark.parametrize(
     ("kwargs", "reason"),
     [
