@@ -72,7 +72,9 @@ class Routing:
             return
         known = {self._layers.get(stream, count) for stream in self.streams} if mode == "join" else {count}
         if not count or known != {count}:
-            self.give_up_partials("compiled blocks do not let attention through; restart ComfyUI, or do not compile")
+            self.give_up_partials(
+                "not all attention layers came by: blocks were compiled without HetCache, or another node leaves some out"
+            )
         elif mode == "capture":
             self._layers.update(dict.fromkeys(self.streams, count))
 

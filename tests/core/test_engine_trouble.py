@@ -121,7 +121,7 @@ def test_a_partial_whose_layers_did_not_come_by_is_computed_in_full(seen):
     model.spoil = spoil
     for evaluation in range(6):
         assert torch.equal(model.run(evaluation, ("cond",)), model.velocity(evaluation))
-    assert engine.stats.decisions == "FFFFFF" and engine.stats.warnings[0].startswith("compiled blocks")
+    assert engine.stats.decisions == "FFFFFF" and engine.stats.warnings[0].startswith("not all attention layers")
 
 
 class Stop(Exception):
