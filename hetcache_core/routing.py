@@ -73,7 +73,7 @@ class Routing:
         known = {self._layers.get(stream, count) for stream in self.streams} if mode == "join" else {count}
         if not count or known != {count}:
             self.give_up_partials(
-                "not all attention layers came by: blocks were compiled without HetCache, or another node leaves some out"
+                "not all attention layers came by: blocks compiled without HetCache, or another node leaves some out"
             )
         elif mode == "capture":
             self._layers.update(dict.fromkeys(self.streams, count))
