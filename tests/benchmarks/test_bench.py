@@ -163,6 +163,22 @@ def test_magcache_has_knobs_for_every_budget(setting):
     assert fastest >= max(setting.speeds)
 
 
+@pytest.mark.parametrize("path", sorted(bench.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_committed_rows_were_made_with_the_best_knobs_there_are(path):
+    result = json.loads(path.read_text())
+    setting = Setting.parse(result["setting"])
+    for row in result["rows"]:
+        if row["name"] != "full" and METHODS[row["name"]].knobs:
+            knobs = tune.tuned(setting, row["name"], row["wanted"])
+            assert row["knobs"] == knobs, (row["clip"], row["name"], row["wanted"])
+
+
+def test_magcache_is_never_given_less_than_a_budget():
+    families = json.loads(tune.FILE.read_text())["families"].values()
+    entries = [entry for family in families for entry in family["methods"].get("magcache", {}).values()]
+    assert len(entries) > 20 and all(entry.get("reached", True) for entry in entries if isinstance(entry, dict))
+
+
 def test_families_share_their_tuning():
     moving = Setting(mask=0.05)
     assert tune.family(moving, "easycache") == MAIN
