@@ -221,3 +221,11 @@ def cached(model, scene: Scene, policy: CachePolicy = FAST, mask=None, **kwargs)
     """(samples, statistics) of a run through HetCache."""
     patched, report = host.apply(model, policy, mask)
     return sample(patched, scene, **kwargs), report.runs[-1]
+
+
+def made_way(model, reason, scene: Scene = QUICK, **kwargs):
+    """The run of a patched model is the host's own, and the report says why."""
+    stock = sample(model, scene, **kwargs)
+    result, stats = cached(model, scene, **kwargs)
+    assert torch.equal(result, stock)
+    assert set(stats.decisions) <= {"F"} and reason in stats.note, stats.summary()
