@@ -91,6 +91,7 @@ class Method:
         every_speed: whether it is run at every speed of a setting by default, else at the middle one.
         kind: ``ours``, ``ablation``, ``paper`` or ``rival``.
         still_only: whether it needs a mask that stands still.
+        by_mask: whether what it costs hangs on the mask, so that its knobs are chosen on masks of each size.
     """
 
     label: str
@@ -100,6 +101,7 @@ class Method:
     every_speed: bool = True
     kind: str = "rival"
     still_only: bool = False
+    by_mask: bool = False
     needs: str = ""  # a package
 
     def __call__(self, case: Case, speed: float, knobs: Knobs) -> Outcome:
@@ -220,11 +222,16 @@ MIXCACHE_KNOBS = tuple(
 
 NO_REUSE = {"threshold": 1.0, "max_reuse": 0}  # partial wherever it may be: with few steps that can be the better half
 
+FREE = {"max_reuse": 20, "refresh": 100}  # the threshold alone decides; our rules for runs of reuse do not
+
 HETCACHE_KNOBS = tuple(
     {**decided, "context_share": share}
     for share in (0.05, 0.3, 0.7)
-    for decided in (*_thresholds(0.02, 0.03, 0.045, 0.06, 0.08, 0.11, 0.2, 0.4, 0.8), NO_REUSE)
-)
+    for decided in (
+        *_thresholds(0.02, 0.03, 0.045, 0.06, 0.08, 0.11, 0.2, 0.4, 0.8), NO_REUSE,
+        *({**knobs, **FREE} for knobs in _thresholds(0.06, 0.11, 0.2, 0.4, 0.8)),
+    )
+)  # fmt: skip
 
 METHODS: dict[str, Method] = {
     "ours": Method("**HetCache**", policy=_ours(), kind="ours"),
@@ -253,7 +260,9 @@ METHODS: dict[str, Method] = {
         ),
         knobs=(*_thresholds(0.01, 0.02, 0.03, 0.045, 0.07, 0.1, 0.15, 0.22, 0.33, 0.5, 0.8), NO_REUSE),
     ),
-    "hetcache": Method("HetCache paper", policy=_paper("hetcache"), kind="paper", knobs=HETCACHE_KNOBS),
+    "hetcache": Method(
+        "HetCache paper", policy=_paper("hetcache"), kind="paper", knobs=HETCACHE_KNOBS, by_mask=True
+    ),
     # as published: no interval of its reaches twice the speed beside a VACE branch, and longer ones only spoil more
     "profilingdit": Method("ProfilingDiT", policy=_paper("profilingdit"), kind="paper", every_speed=False),
     "mixcache": Method("MixCache, with our forecasts", policy=_paper("mixcache"), kind="paper", knobs=MIXCACHE_KNOBS),

@@ -2,12 +2,12 @@
 
     python -m benchmarks.rivals.tune --clips 4 --settings main
 
-Each rival tries its knobs on the tuning clips of a setting's family (the same steps, cfg and sampler; masks of 20% that
-move; for crop-and-stitch still ones of the setting's size). Of those at least as fast as the budget (97% of it, median
-over the clips) the one closest to the full edit on the masked tokens is kept in `benchmarks/rivals/settings.json`, or,
-where none reaches it, of those nearly as fast as the fastest. Crop-and-stitch takes as many steps as fit by the time of
-a few of them, so that all its knobs count as reaching a budget: what noise there is in their times chooses none.
-Held-out clips are then reported with it.
+Each rival tries its knobs on the tuning clips of a setting's family: the same steps, cfg and sampler, and masks of 20%
+that move; of the setting's own size for methods whose cost hangs on it, and still for crop-and-stitch. Of those at
+least as fast as the budget (97% of it, median over the clips) the one closest to the full edit on the masked tokens is
+kept in `benchmarks/rivals/settings.json`, or, where none reaches it, of those nearly as fast as the fastest.
+Crop-and-stitch takes as many steps as fit by the time of a few of them, so that all its knobs count as reaching a
+budget: what noise there is in their times chooses none. Held-out clips are then reported with it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from benchmarks.machine import describe
 from benchmarks.rivals.methods import FITS, METHODS, Case, Knobs, Outcome, magcache, why_not
 from benchmarks.rows import rounded, run_all, write
-from benchmarks.settings import Setting, chosen
+from benchmarks.settings import MAIN, Setting, chosen
 from hetcache_core.quality import compare
 
 FILE = Path(__file__).resolve().parent / "settings.json"
@@ -33,9 +33,12 @@ BEYOND = 1.5  # knobs are tried up to this times the highest budget
 
 def family(setting: Setting, name: str) -> Setting:
     """The setting whose tuning clips a method's knobs are chosen on."""
-    if METHODS[name].still_only:
-        return Setting(steps=setting.steps, cfg=setting.cfg, sampler=setting.sampler, mask=setting.mask, moving=False)
-    return Setting(steps=setting.steps, cfg=setting.cfg, sampler=setting.sampler)
+    method, mask = METHODS[name], MAIN.mask
+    if (method.still_only or method.by_mask) and not setting.real:
+        mask = setting.mask
+    return Setting(
+        steps=setting.steps, cfg=setting.cfg, sampler=setting.sampler, mask=mask, moving=not method.still_only
+    )
 
 
 @functools.cache

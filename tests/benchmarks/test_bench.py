@@ -183,7 +183,9 @@ def test_families_share_their_tuning():
     moving = Setting(mask=0.05)
     assert tune.family(moving, "easycache") == MAIN
     assert tune.family(Setting(host="comfyui"), "easycache") == MAIN
-    assert tune.family(Setting(mask=0.05, moving=False), "crop").mask == 0.05
+    assert tune.family(Setting(mask=0.05, moving=False), "crop") == Setting(mask=0.05, moving=False)
+    assert tune.family(Setting(mask=0.05, moving=False), "hetcache") == Setting(mask=0.05)  # as dear as its mask
+    assert tune.family(Setting(frames=33, real=True), "hetcache") == MAIN
 
 
 # ---- sums
