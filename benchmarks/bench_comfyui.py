@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.comfyui import host, inside
+from benchmarks.comfyui import HELD, host, inside
 from benchmarks.latent import LatentEdit
 from benchmarks.rivals.methods import METHODS, Knobs, fewer
 from benchmarks.settings import Setting
@@ -46,7 +46,7 @@ def edited(setting: Setting, index: int, wanted: list[tuple[str, float, Knobs]])
     rows = []
     for name, speed, knobs in [("full", 1.0, {}), *wanted]:
         row = by_name["full" if name == "full" else f"{name}@{speed:g}"]
-        kept = [row[key] for key in ("peak_context_bytes", "peak_forecast_bytes") if key in row]
+        kept = [row[key] for key in HELD if key in row]
         rows.append({
             "clip": index, "name": name, "wanted": speed, "knobs": knobs, "speed": row["speed"],
             "seconds": row["seconds"], "decisions": row.get("decisions", ""), "mask_fraction": None,

@@ -16,7 +16,8 @@ import numpy as np
 from hetcache_core.quality import compare
 
 ROOT = Path(__file__).resolve().parent.parent
-KEPT = ("decisions", "peak_context_bytes", "peak_forecast_bytes")
+HELD = ("peak_context_bytes", "peak_forecast_bytes", "peak_block_bytes")
+KEPT = ("decisions", *HELD)
 
 
 def host() -> tuple[Path, Path]:

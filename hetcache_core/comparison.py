@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .picture import CLASSES, PAPER
+from .picture import CLASSES, PAPER, font
 from .quality import REGIONS
 
 WIDEST = 3840  # pixels of the frames side by side: what 4K screens show and video encoders take
@@ -101,14 +101,14 @@ def card(before: Tensor, after: Tensor, mask: Tensor, gain: float, index: int, r
         image.paste(Image.fromarray(to_uint8(panel)), (x, y))
     pen, x, y = ImageDraw.Draw(image), block + 16, bar + size[0] + 4
     for place, text in zip((x + 306, x + 452), ("PSNR", "SSIM")):
-        pen.text((place, y), text, fill=INK, font=_font(TEXT), anchor="ra")
+        pen.text((place, y), text, fill=INK, font=font(TEXT), anchor="ra")
     for row, name in enumerate(REGIONS, 1):
         cells = (NAMES[name], say(result["psnr"][name]), similarity(result["ssim"][name]))
         for place, text in zip((x, x + 306, x + 452), cells):
             colour = OUTLINE if name == "mask" else INK
-            pen.text((place, y + line * row), text, fill=colour, font=_font(TEXT), anchor="la" if place == x else "ra")
+            pen.text((place, y + line * row), text, fill=colour, font=font(TEXT), anchor="la" if place == x else "ra")
     which = f"frame {index + 1} of {len(before)}" + (", the worst" if math.isfinite(result["psnr"]["mask"]) else "")
-    pen.text((x, y + line * 5 + 8), which, fill=INK, font=_font(TEXT))
+    pen.text((x, y + line * 5 + 8), which, fill=INK, font=font(TEXT))
     return torch.from_numpy(np.asarray(image).astype(np.float32) / 255)
 
 
@@ -144,13 +144,7 @@ def _caption(text: str, width: int, height: int) -> Tensor:
 
     bar = Image.new("RGB", (width, height), DARK)
     pen, size = ImageDraw.Draw(bar), height * 0.7
-    while size > 6 and pen.textlength(text, font=_font(size)) > width - height / 2:
+    while size > 6 and pen.textlength(text, font=font(size)) > width - height / 2:
         size *= 0.92
-    pen.text((height / 4, height / 2), text, fill=PAPER, font=_font(size), anchor="lm")
+    pen.text((height / 4, height / 2), text, fill=PAPER, font=font(size), anchor="lm")
     return torch.from_numpy(np.asarray(bar).astype(np.float32) / 255)
-
-
-def _font(size: float):
-    from PIL import ImageFont
-
-    return ImageFont.load_default(size)

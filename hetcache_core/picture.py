@@ -54,12 +54,12 @@ def draw(stats: RunStats, frame: np.ndarray | None = None) -> np.ndarray:
     height = 3 * EDGE + LARGE + BARS + (len(lines) + 4) * LINE + 2 * LINE * len(kinds) // 2 + len(token_map)
     image = Image.new("RGB", (WIDTH, height), PAPER)
     pen, y = ImageDraw.Draw(image), EDGE
-    pen.text((EDGE, y), f"{stats.speed:.2f}x", fill=INK, font=_font(LARGE))
+    pen.text((EDGE, y), f"{stats.speed:.2f}x", fill=INK, font=font(LARGE))
     y += LARGE + EDGE
     y = _timeline(pen, stats, y) + LINE // 2
     y = _legend(pen, kinds, y) + LINE // 2
     for line in lines:
-        pen.text((EDGE, y), line, fill=INK, font=_font(TEXT))
+        pen.text((EDGE, y), line, fill=INK, font=font(TEXT))
         y += LINE
     y += LINE // 2
     image.paste(Image.fromarray(token_map), (EDGE, y))
@@ -74,7 +74,7 @@ def draw_scores(profile: BlockProfile) -> np.ndarray:
     image = Image.new("RGB", (WIDTH, 300 * PIXEL), PAPER)
     pen, y = ImageDraw.Draw(image), EDGE
     for line in _wrapped([f"{profile.name}: attention to the edit, a bar a block"]):
-        pen.text((EDGE, y), line, fill=INK, font=_font(TEXT))
+        pen.text((EDGE, y), line, fill=INK, font=font(TEXT))
         y += LINE
     tall, bottom = 2 * BARS, y + EDGE + 2 * BARS
     step, highest = ROOM / profile.layers, max(*profile.scores, profile.threshold or 0, 1e-6)
@@ -84,7 +84,7 @@ def draw_scores(profile: BlockProfile) -> np.ndarray:
         kind = "B" if i in profile.background else "F"
         pen.rectangle((left, bottom - height, left + _bar(step), bottom), fill=ON_PAPER[kind])
         if i % numbered == 0:
-            pen.text((left + _bar(step) / 2, bottom + PIXEL), str(i), fill=INK, font=_font(SMALL), anchor="ma")
+            pen.text((left + _bar(step) / 2, bottom + PIXEL), str(i), fill=INK, font=font(SMALL), anchor="ma")
     line = bottom - tall * min(profile.threshold or 0, highest) / highest
     pen.line((EDGE, line, WIDTH - EDGE, line), fill=FAINT, width=PIXEL // 2)
     count = len(profile.background)
@@ -104,7 +104,7 @@ def _timeline(pen, stats: RunStats, top: int) -> int:
         pen.rectangle((left, bottom - BARS * HEIGHTS[record.decision], left + _bar(step), bottom),
                       fill=ON_PAPER[record.decision])  # fmt: skip
         if lettered:
-            pen.text((left + _bar(step) / 2, bottom + PIXEL), record.decision, fill=INK, font=_font(SMALL), anchor="ma")
+            pen.text((left + _bar(step) / 2, bottom + PIXEL), record.decision, fill=INK, font=font(SMALL), anchor="ma")
     pen.line((EDGE, bottom + 1, WIDTH - EDGE, bottom + 1), fill=FAINT, width=PIXEL // 2)
     return bottom + (SMALL + 2 * PIXEL if lettered else 0)
 
@@ -122,11 +122,11 @@ def _legend(pen, entries, y: int) -> int:
     """What colours mean, in rows; returns where it ends."""
     x = EDGE
     for name, colour in entries:
-        wide = 16 * PIXEL + pen.textlength(name, font=_font(TEXT))
+        wide = 16 * PIXEL + pen.textlength(name, font=font(TEXT))
         if x > EDGE and x + wide > WIDTH - EDGE:
             x, y = EDGE, y + LINE
         pen.rectangle((x, y + 2 * PIXEL, x + 11 * PIXEL, y + 13 * PIXEL), fill=colour)
-        pen.text((x + 16 * PIXEL, y), name, fill=INK, font=_font(TEXT))
+        pen.text((x + 16 * PIXEL, y), name, fill=INK, font=font(TEXT))
         x += wide + 14 * PIXEL
     return y + LINE
 
@@ -161,19 +161,23 @@ def _token_map(stats: RunStats, frame: np.ndarray | None) -> np.ndarray:
 
 def _wrapped(lines: list[str]) -> list[str]:
     """The same words in lines that fit the picture."""
-    font, out = _font(TEXT), []
+    letters, out = font(TEXT), []
     for line in lines:
         out.append("")
         for word in line.split(" "):
             longer = f"{out[-1]} {word}" if out[-1] else word
-            if out[-1] and font.getlength(longer) > ROOM:
+            if out[-1] and letters.getlength(longer) > ROOM:
                 out.append(word)
             else:
                 out[-1] = longer
     return out
 
 
-def _font(size: int):
+def font(size: float):
+    """The font of our pictures, of so many pixels."""
     from PIL import ImageFont
 
-    return ImageFont.load_default(size)
+    try:
+        return ImageFont.load_default(size)
+    except TypeError:  # Pillow before 10.1 has it in one size
+        return ImageFont.load_default()

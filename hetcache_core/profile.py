@@ -202,6 +202,6 @@ class ErrorProfile:
         source = shipped if shipped.is_file() else Path(name_or_path)
         try:
             return cls.from_json(source.read_text(encoding="utf-8"))
-        except OSError:
+        except (OSError, UnicodeDecodeError):
             text = f"no error profile {name_or_path!r}: neither shipped (nano, wan) nor a file; auto chooses one"
             raise ValueError(text) from None

@@ -2,9 +2,11 @@
 
 At a full evaluation the context tokens of one attention layer are clustered by K-Means, and every token gets as its
 importance the attention that generative tokens pay to it; each cluster then keeps its most important tokens. The paper
-leaves open which features, which layer, and what a kept token stands for. Our choices: the layer's values (keys carry
-rotary position), the middle main block, the conditional stream where the first call tells it, and a log-weight per
-cluster, since a cluster's few stand for all of it.
+leaves open which features, which layer, how to cluster, and what a kept token stands for. Our choices: the layer's
+values (keys carry rotary position) projected to 64 dimensions, five of Lloyd's rounds from rows far apart, the middle
+main block, the conditional stream where the first call tells it, and a log-weight per cluster, since a cluster's few
+stand for all of it. The paper chooses at every partial evaluation; here a choice holds until the next full one, which
+sees all tokens.
 """
 
 from __future__ import annotations
@@ -91,7 +93,8 @@ def kmeans(features: Tensor, clusters: int, iterations: int = ITERATIONS) -> Ten
     """
     centres, nearest = features[:1], torch.cdist(features, features[:1])[:, 0]
     for _ in range(clusters - 1):
-        centres = torch.cat([centres, features[nearest.argmax()][None]])
+        farthest = features.index_select(0, nearest.argmax()[None])  # indexing by a number would wait for the device
+        centres = torch.cat([centres, farthest])
         nearest = torch.minimum(nearest, torch.cdist(features, centres[-1:])[:, 0])
     for _ in range(iterations):
         labels = torch.cdist(features, centres).argmin(1)

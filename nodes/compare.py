@@ -85,7 +85,7 @@ def fitted(before: torch.Tensor, after: torch.Tensor, mask: torch.Tensor) -> tup
     Raises:
         ValueError: the videos differ in size or length, or are too small to be compared.
     """
-    before, after = before[..., :3], after[..., :3]
+    before, after, mask = before[..., :3].cpu(), after[..., :3].cpu(), mask.cpu()  # one of them may be on a card
     if before.shape[1:3] != after.shape[1:3]:
         raise ValueError(f"Compare Edits: 'before' is {_size(before)} pixels and 'after' {_size(after)}. Make both at "
                          "the same width and height, or scale one with Upscale Image.")  # fmt: skip

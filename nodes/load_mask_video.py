@@ -39,8 +39,8 @@ class LoadMaskVideo(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, file, channel, threshold, invert, grow, feather, length_policy, frame_rate, skip_frames, frame_cap,
-                path, images=None) -> io.NodeOutput:  # fmt: skip
+    def execute(cls, file, channel, threshold, invert, grow, feather, images=None, length_policy=LENGTHS[0],
+                frame_rate=0.0, skip_frames=0, frame_cap=0, path="") -> io.NodeOutput:  # fmt: skip
         source = source_of(file, path)
         clip_frames = len(images) if images is not None and len(images) > 1 else 0  # one image only gives a size
         cap = min(filter(None, (frame_cap, clip_frames)), default=0)
@@ -60,7 +60,7 @@ class LoadMaskVideo(io.ComfyNode):
         return io.NodeOutput(mask, len(mask), fps, ui={"hetcache_mask": (told,), **_preview(mask, fps, images)})
 
     @classmethod
-    def validate_inputs(cls, file=None, path=None) -> bool | str:
+    def validate_inputs(cls, file=None, path="") -> bool | str:
         if file is None or path is None:  # comes from another node, so it is not known yet
             return True
         try:
@@ -70,14 +70,14 @@ class LoadMaskVideo(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, file=None, path=None, **_) -> str | float:
+    def fingerprint_inputs(cls, file=None, path="", **_) -> str | float:
         if file is None or path is None:
             return float("nan")  # not known here, so always read again
         return source_of(file, path).fingerprint()
 
 
 def _inputs() -> list:
-    folded = {"advanced": True}
+    folded = {"advanced": True, "optional": True}
     return [
         io.Combo.Input("file", options=_files(), upload=io.UploadType.video,
                        tooltip="The mask: a video, gif or image of the input folder. Drop one here or upload a video. "

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from .paths import as_written
+
 IMAGES = {".bmp", ".dpx", ".exr", ".jpeg", ".jpg", ".png", ".tga", ".tif", ".tiff", ".webp"}
 NUMBER = re.compile(r"%0?(\d*)d")  # of a numbered sequence: mask_%04d.png
 
@@ -44,9 +46,9 @@ def find(path: str, base: Path, name: str | None = None) -> Source:
     Raises:
         MaskError: there is no such file, or no image among the files.
     """
-    path = path.strip().strip('"')
+    path = as_written(path)
     name = name or path
-    full = base / Path(path).expanduser()
+    full = base / path
     if full.is_file():
         if not full.stat().st_size:
             raise MaskError(f"{name}: the file is empty. Upload or export it again.")
@@ -56,7 +58,7 @@ def find(path: str, base: Path, name: str | None = None) -> Source:
     elif NUMBER.search(full.name):
         return Source(name, _numbered(name, full), sequence=True)
     elif glob.has_magic(path):
-        found = map(Path, glob.glob(str(full)))
+        found = (base / file for file in glob.glob(path, root_dir=base))  # whose own name may hold brackets
     else:
         raise MaskError(f"{name}: no such file or folder. Choose another one, or upload it again.")
     files = sorted((file for file in found if _is_image(file)), key=_natural)

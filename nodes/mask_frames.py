@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import av
+import numpy as np
 from av.stream import Disposition
+from PIL import Image
 
 from .mask_files import MaskError, Source
 
@@ -47,6 +49,9 @@ def frames_of(source: Source, alpha: bool = False):
         yield Frames(_images(source, alpha), STILL_RATE, len(source.files), still=True)
         return
     with _opened(source.files[0], source.name) as (container, stream):
+        if container.format.name == "webp_pipe" and (moving := _moving(source.files[0])):
+            yield moving
+            return
         if container.format.name == "image2" or container.format.name.endswith("_pipe"):
             yield Frames(_images(source, alpha), STILL_RATE, 1, still=True)
             return
@@ -104,6 +109,38 @@ def _opened(file: Path, name: str):
         if streams[0].codec_context is None:
             raise MaskError(f"{name}: is in a format that cannot be decoded here. Export it as mp4, webm or mov.")
         yield container, streams[0]
+
+
+def _moving(file: Path) -> Frames | None:
+    """An animated webp, of which FFmpeg reads nothing; None where it is a still image."""
+    try:
+        with Image.open(file) as image:
+            count = getattr(image, "n_frames", 1)
+            image.load()
+            rate = 1 / _length(image)
+    except OSError:
+        return None
+    return Frames(_animated(file), rate, count, tick=Fraction(1, 1000)) if count > 1 else None
+
+
+def _animated(file: Path) -> Iterator[Timed]:
+    time = Fraction(0)
+    with Image.open(file) as image:
+        for index in range(image.n_frames):
+            image.seek(index)
+            mode = "RGBA" if "A" in image.getbands() else "RGB"
+            try:
+                pixels = np.array(image.convert(mode))
+            except OSError as error:
+                raise EOFError from error
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgba" if mode == "RGBA" else "rgb24")
+            yield Timed(time, _length(image), frame)
+            time += _length(image)
+
+
+def _length(image: Image.Image) -> Fraction:
+    """Seconds that the frame just loaded is shown."""
+    return Fraction(image.info.get("duration") or 1000 / STILL_RATE) / 1000
 
 
 def _images(source: Source, alpha: bool) -> Iterator[Timed]:

@@ -10,10 +10,12 @@ from ..hetcache_core.block_profile import BlockProfile
 from ..hetcache_core.policy import PRESETS, CachePolicy
 from ..hetcache_core.profile import ErrorProfile
 from .compat import known
+from .paths import as_written
 from .types import CATEGORY, Policy
 
 AUTO = -1  # of a number that is chosen for the run
 CUSTOM = "custom"
+FILES = ("profile", "block_profile")
 
 
 def _whole(name: str, high: int, tooltip: str, low: int = AUTO, default: int = AUTO):
@@ -130,6 +132,8 @@ class PolicySettings(io.ComfyNode):
                       "speed."),
                 _text("profile", "auto", "How fast your model's pictures take shape, as measured on it: a JSON file, "
                       "or auto."),
+                _switch("replan", False, "Plan the rest anew where pictures take shape otherwise than the profile "
+                        "says. For models without a profile of their own; it can help or harm."),
             ],
             outputs=[Policy.Output(display_name="policy", tooltip="Connect to HetCache Patch Model.")],
         )
@@ -138,22 +142,30 @@ class PolicySettings(io.ComfyNode):
     def fingerprint_inputs(cls, method=None, profile=None, **_) -> list:
         """Changes where a profile's file is written anew."""
         blocks = method.get("block_profile") if isinstance(method, dict) else None
-        files = [pathlib.Path(name.strip()) for name in (profile, blocks) if isinstance(name, str)]
+        files = [pathlib.Path(as_written(name)) for name in (profile, blocks) if isinstance(name, str)]
         return [(str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files if f.is_file()]
 
     @classmethod
-    def execute(cls, preset: str, speed: float, memory_budget_mb: float, method: dict, **fine) -> io.NodeOutput:
+    def execute(
+        cls, preset: str, speed: float, memory_budget_mb: float, method: dict | None = None, **fine
+    ) -> io.NodeOutput:
         return io.NodeOutput(make_policy(preset, speed, memory_budget_mb, method, **fine))
 
 
-def make_policy(preset: str, speed: float, memory_budget_mb: float, method: dict | str, **fine) -> CachePolicy:
-    """The policy of these settings; ValueError says which of them is wrong, and what to do."""
+def make_policy(preset: str, speed: float, memory_budget_mb: float, method: dict | None, **fine) -> CachePolicy:
+    """The policy of these settings; ValueError says which of them is wrong, and what to do.
+
+    Args:
+        method: ``{"method": name, input: value}``; None where the host dropped one it does not know.
+    """
     if preset != CUSTOM:
         return CachePolicy.preset(preset, memory_budget_mb=memory_budget_mb)
-    chosen = dict(method) if isinstance(method, dict) else {"method": method}
-    fine = {**chosen, **fine}
-    fine = {name: value for name, value in fine.items() if not (type(value) in (int, float) and value == AUTO)}
+    if method is None:
+        raise ValueError("Cache Policy Settings: the method is missing, or not one this version knows. Choose one on "
+                         f"this node ({', '.join(_methods())}), or a preset.")  # fmt: skip
+    fine = {name: value for name, value in {**method, **fine}.items() if not _left_to_us(name, value)}
     fine |= {name: value.strip() for name, value in fine.items() if isinstance(value, str)}
+    fine |= {name: as_written(fine[name]) or "auto" for name in FILES if name in fine}
     try:
         policy = CachePolicy(speed=speed, memory_budget_mb=memory_budget_mb, **fine)
         for kind, name in ((ErrorProfile, policy.profile), (BlockProfile, policy.block_profile)):
@@ -162,3 +174,10 @@ def make_policy(preset: str, speed: float, memory_budget_mb: float, method: dict
     except ValueError as error:
         raise ValueError(f"Cache Policy Settings: {error}. Correct it on this node, or choose a preset.") from None
     return policy
+
+
+def _left_to_us(name: str, value) -> bool:
+    """Whether a number says to choose for the run: negative, or a zero where that could mean nothing else."""
+    if type(value) not in (int, float):
+        return False
+    return value < 0 or (value == 0 and name in ("warmup", "refresh", "interval_min"))

@@ -22,7 +22,7 @@ from .policy_settings import make_policy
 PLAN = "/hetcache/plan"
 MASK = "/hetcache/mask"
 log = logging.getLogger("hetcache")
-_one_mask = asyncio.Lock()
+_one_mask, _one_plan = asyncio.Lock(), asyncio.Lock()
 
 
 def register() -> None:
@@ -41,15 +41,18 @@ async def _plan(request: web.Request) -> web.Response:
         settings, nodes = dict(asked["settings"]), [str(node) for node in asked.get("nodes", ())]
     except (KeyError, TypeError, ValueError):
         return web.json_response({"error": "settings are missing"}, status=400)
-    setup = last_setups.find(nodes)
-    if setup is None:
-        return web.json_response({"known": False})
     try:
         policy = policy_of(settings)
     except (TypeError, ValueError) as error:
         return web.json_response({"known": True, "error": str(error)})
+    setup = last_setups.find(nodes)
+    if setup is None:
+        return web.json_response({"known": False})
     try:  # beside the event loop, which has a generation to report
-        return web.json_response(await asyncio.to_thread(forecast, policy, setup))
+        async with _one_plan:
+            if _left(request):
+                return web.Response()
+            return web.json_response(await asyncio.to_thread(forecast, policy, setup))
     except Exception as error:
         log.warning("HetCache cannot plan this: %s", error)
         return web.json_response({"known": True, "error": f"this cannot be planned ({error})"})
@@ -59,12 +62,19 @@ async def _mask(request: web.Request) -> web.Response:
     """The inputs of a Load Mask Video as a query -> the numbers of its mask, or why there are none."""
     try:
         async with _one_mask:  # a long one is decoded on every core there is
+            if _left(request):
+                return web.Response()
             return web.json_response(await asyncio.to_thread(look, request.query))
     except ValueError as error:
         return web.json_response({"error": str(error)}, status=400)
     except Exception as error:
         log.warning("HetCache cannot look at this mask: %s", error)
         return web.json_response({"error": f"this mask cannot be read ({error})"})
+
+
+def _left(request: web.Request) -> bool:
+    """Whether who asked has gone, as the page does when a setting changes again."""
+    return request.transport is None or request.transport.is_closing()
 
 
 def policy_of(settings: dict) -> CachePolicy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import numpy as np
 import torch
@@ -10,6 +11,10 @@ from comfy_api.latest import io, ui
 
 from .stats_panel import panel
 from .types import CATEGORY, Report
+
+NOTHING = "nothing was sampled with this model; connect the patched model to the sampler"
+KEPT = "The sampler kept its result from an earlier run; these are the numbers of the last time it sampled."
+log = logging.getLogger("hetcache")
 
 
 class Stats(io.ComfyNode):
@@ -41,10 +46,12 @@ class Stats(io.ComfyNode):
     @classmethod
     def execute(cls, latent: dict, stats=None, video: torch.Tensor | None = None) -> io.NodeOutput:
         report, pictures, everything = read(stats, video)
+        if stats is not None and stats.kept:
+            report = f"{KEPT}\n\n{report}"
         shown = {"text": (report,)}
         if stats is not None and stats.runs:
             shown |= ui.PreviewImage(pictures, cls=cls).as_dict()
-            shown["hetcache"] = tuple(panel(run, video) for run in stats.runs)
+            shown["hetcache"] = tuple({**panel(run, video), "kept": stats.kept and KEPT} for run in stats.runs)
         return io.NodeOutput(latent, report, pictures, everything, ui=shown)
 
 
@@ -54,14 +61,14 @@ def read(stats, video: torch.Tensor | None = None) -> tuple[str, torch.Tensor, s
         if stats is None:
             reason = "HetCache Patch Model is bypassed or not connected: everything was computed in full"
         else:
-            reason = stats.untouched or "nothing was sampled with this model; connect the patched model to the sampler"
+            reason = stats.untouched or NOTHING
         return reason, torch.zeros(1, 64, 64, 3), json.dumps({"untouched": reason, "runs": []})
     frame = None
     if video is not None:
         frame = (video[len(video) // 2, ..., :3].cpu().numpy() * 255 + 0.5).clip(0, 255).astype(np.uint8)
     heads = [f"run {i + 1}\n" if len(stats.runs) > 1 else "" for i in range(len(stats.runs))]
     report = "\n\n".join(head + run.summary() for head, run in zip(heads, stats.runs))
-    drawn = [torch.tensor(run.picture(frame)).float() / 255 for run in stats.runs]
+    drawn = [_picture(run, frame) for run in stats.runs]
     size = [max(d.shape[i] for d in drawn) for i in (0, 1)]
     padded = [
         torch.nn.functional.pad(d.movedim(-1, 0), (0, size[1] - d.shape[1], 0, size[0] - d.shape[0]), value=0.98)
@@ -69,3 +76,12 @@ def read(stats, video: torch.Tensor | None = None) -> tuple[str, torch.Tensor, s
     ]
     everything = {"untouched": "", "runs": [run.to_dict() for run in stats.runs]}
     return report, torch.stack(padded).movedim(1, -1), json.dumps(everything, indent=1)
+
+
+def _picture(run, frame: np.ndarray | None) -> torch.Tensor:
+    """Of a run, float32 ``[H, W, 3]``. Failing to draw it must not stop a workflow whose sampling is done."""
+    try:
+        return torch.tensor(run.picture(frame)).float() / 255
+    except Exception as error:
+        log.warning("Cache Stats draws no picture: %s", error)
+        return torch.zeros(64, 64, 3)

@@ -40,7 +40,7 @@ from ..tokens import TokenGrid
 from .comfyui_attention import SelfAttention
 from .comfyui_blocks import routed
 from .comfyui_schedule import EvaluationSchedule
-from .comfyui_setup import Call, Sampling, read_setup, why_replaced, why_untouched, why_whole_run
+from .comfyui_setup import Call, Sampling, read_setup, running_prompt, why_replaced, why_untouched, why_whole_run
 
 KEY = "hetcache"
 log = logging.getLogger("hetcache")
@@ -61,6 +61,12 @@ class Report:
 
     def __deepcopy__(self, memo: dict) -> Report:
         return self  # older hosts copy a model's options with everything in them
+
+    @property
+    def kept(self) -> bool:
+        """Whether the prompt under way has not sampled, so that it works on a result the host kept from an earlier."""
+        prompt = running_prompt()
+        return bool(self.runs) and None not in (prompt, self._prompt) and prompt != self._prompt
 
     def add(self, stats: RunStats, prompt: Any) -> None:
         """Take in a run; runs of an earlier prompt are let go."""

@@ -44,7 +44,7 @@ class Sampling:
         names = ("noise", "latent_image", "sampler", "sigmas", "denoise_mask")
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         given = {name: given.get(name) for name in ("noise", "sampler", "sigmas", "denoise_mask")}
-        return cls(guider, **given, prompt=_prompt())
+        return cls(guider, **given, prompt=running_prompt())
 
     def streams(self, uncond: bool) -> int:
         """Streams of an evaluation; a guider with more than two prompts has strengths of its own.
@@ -291,7 +291,7 @@ def _patched(block: torch.nn.Module) -> bool:
     return any(getattr(part.forward, "__func__", None) is not type(part).forward for part in (block, block.self_attn))
 
 
-def _prompt() -> Any:
+def running_prompt() -> Any:
     """Which prompt of the queue is being worked on, where the host tells."""
     try:
         from comfy_execution.utils import get_executing_context

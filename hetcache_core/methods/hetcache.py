@@ -23,9 +23,11 @@ class HetCache(Method):
     here gamma is 1: what is computed replaces what was kept, and what is not is held. Partial evaluations compute the
     edit, a margin of one token (the paper's is adjacent to the mask and says no more), and of the context the top 70%
     of each of 16 clusters (:mod:`hetcache_core.semantic`), and see only what they compute. Ours is that a context token
-    counts for as many as it stands for, and so are warm-up, cool-down and the most evaluations without a full one, as
-    for plans; the paper's code means to have the first two. A policy may say otherwise of each: with ``memory_share``
-    partial evaluations attend to remembered context, with ``forecast_order`` predictions are followed.
+    counts for as many as it stands for, and so are warm-up, cool-down, the most evaluations reused in a row and the
+    most without a full one, as for plans (at high thresholds these last two decide; the paper's code means to have the
+    first two), and that nothing is partial where that would cost 95% of a full evaluation. A policy may say otherwise
+    of each: with ``memory_share`` partial evaluations attend to remembered context, with ``forecast_order`` predictions
+    are followed.
 
     Args:
         threshold: D. partial_factor: 1.5 in the paper. evaluations: of the run.

@@ -5,16 +5,18 @@ and block (some blocks are reused); caching starts when the context allows it; e
 granularity of least penalty ``P = D * I``, its distance at the last computed evaluations times its impact, measured by
 Gaussian perturbation; the granularity used last pays five times its penalty; the caching interval shrinks where
 quality deviates by more than one bound and grows where it deviates by less than another. A step excludes the other two;
-guidance is never derived from a cached step; caches are renewed by computed evaluations only.
+guidance is never derived from a cached step; a cached step renews nothing.
 
 The paper's body gives no thresholds, tables or exact trigger in what could be read of it. Our choices: the trigger (at
 least a tenth of the evaluations and the rules' warm-up are over, and the change per evaluation stayed below ``trigger``
 twice in a row; the rules' cool-down ends it); all distances on generative tokens; an interval of 1 to 4 cached
 evaluations between full ones; deviation as how far the full evaluation after them would have been missed by a forecast
 from what was computed last, weighted by the granularity's impact over the step's, with the lower bound a third of the
-upper; and what is reused is forecast as everywhere here,
-not held (``forecast_order`` 0 holds it). One granularity an evaluation: the paper lets cfg and block combine, which our
-decision does not, and knows no partial evaluations, on which guidance may be reused too (H, in plans and schedules).
+upper; what is reused is forecast as everywhere here, not held (``forecast_order`` 0 holds it); and what a cfg or block
+evaluation made of what it computed counts as the newest prediction, from which a step after it is served, and that of a
+block evaluation, which computes both streams, renews their difference too. One granularity an evaluation: the paper
+lets cfg and block combine, which our decision does not, and knows no partial evaluations, on which guidance may be
+reused too (H, in plans and schedules).
 """
 
 from __future__ import annotations

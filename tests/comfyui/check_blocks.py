@@ -5,7 +5,7 @@ from dataclasses import replace
 import comfy.model_management
 import pytest
 import torch
-from small import DIM, FFN, QUICK, VARIANTS, cached, load, psnr, sample
+from small import DIM, FFN, QUICK, VARIANTS, cached, load, never_batched, psnr, sample
 
 from hetcache_core import CachePolicy, Engine
 from hetcache_core.block_profile import BlockProfile
@@ -85,12 +85,12 @@ def test_hints_are_fresh_where_blocks_are_reused(name, background, policy, monke
     assert torch.nn.functional.cosine_similarity(followed.flatten(), should.flatten(), 0) > 0.5
 
 
-def test_rows_of_one_call_and_separate_calls_agree(policy):
+def test_rows_of_one_call_and_separate_calls_agree(policy, monkeypatch):
     together, _ = cached(load(), QUICK, policy((0, 1, 3)))
-    apart, stats = cached(load(), replace(QUICK, prompts=(8, 5)), policy((0, 1, 3)))  # unequal prompts are not batched
-    assert stats.decisions == SCHEDULE
-    stock = [sample(load(), QUICK), sample(load(), replace(QUICK, prompts=(8, 5)))]
-    assert abs(psnr(together, stock[0]) - psnr(apart, stock[1])) < 3
+    never_batched(monkeypatch)
+    apart, stats = cached(load(), QUICK, policy((0, 1, 3)))
+    assert stats.decisions == SCHEDULE and not stats.warnings
+    assert psnr(apart, together) > 60  # attention rounds otherwise with other rows beside
 
 
 def test_another_replacement_keeps_its_place_inside(policy):

@@ -1,5 +1,6 @@
 """News of a run for the browser: how many, how large, how long they take, and that they never stand in a run's way."""
 
+import asyncio
 import importlib
 import json
 import statistics
@@ -207,3 +208,15 @@ def test_settings_come_as_the_nodes_widgets_have_them():
     assert (policy.method, policy.threshold, policy.partial_factor, policy.warmup) == ("hetcache", 0.2, 2.0, None)
     with pytest.raises(ValueError, match="speed"):
         routes.policy_of({**widgets, "speed": 99.0})
+
+
+def test_settings_are_refused_before_anything_ran(monkeypatch):
+    """So that a wrong one is seen where it is set, and not once the workflow has come to the node."""
+
+    class Request:
+        async def json(self):
+            return {"settings": {"preset": "custom", "speed": 3.0, "memory_budget_mb": 512.0, "schedule": "XYZ"}}
+
+    monkeypatch.setattr(routes, "last_setups", live.Setups())
+    answer = json.loads(asyncio.run(routes._plan(Request())).body)
+    assert "schedule must start with F" in answer["error"]

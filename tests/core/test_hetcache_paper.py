@@ -21,6 +21,8 @@ from tests.core.test_engine import LAYERS, H, T, W, mask_classes, setup
 PAPER = CachePolicy(
     method="hetcache", threshold=0.1, warmup=2, cooldown=1, context_share=0.3, memory_share=1.0, profile="wan"
 )
+PUBLISHED = CachePolicy(method="hetcache", threshold=0.1, warmup=2, cooldown=1, profile="wan")  # prunes and holds
+both = pytest.mark.parametrize("policy", [PAPER, PUBLISHED], ids=["remembers", "prunes"])
 
 
 def test_the_method_is_as_published_unless_asked_otherwise():
@@ -112,11 +114,13 @@ def test_importance_is_no_constant():
     assert ours.std() > 0.1 * ours.mean() and ours.sum().item() == pytest.approx(1, abs=1e-5)
 
 
-def test_a_full_evaluation_computes_and_remembers_everything_anew():
+@both
+def test_a_full_evaluation_computes_and_remembers_everything_anew(policy):
     """Mistake C: "full" steps took the partial path with 1% of the context renewed. Here nothing is averaged."""
-    engine, calls, remembered = watched_run()
+    engine, calls, remembered = watched_run(policy)
     done = engine.stats.decisions
     assert "P" in done and "F" in done[3:-1]
+    assert all(bool(now) == (policy is PAPER) for now in remembered[1:3])
     for evaluation, decision in enumerate(done[:-2]):
         if decision == "F":
             assert calls[evaluation] == [engine.setup.grid.size]
@@ -143,9 +147,30 @@ def test_every_layer_takes_part():
     assert set(remembered[first]) == set(range(LAYERS))
 
 
-def test_warm_up_and_the_last_evaluation_go_by_the_true_index():
+def test_every_layer_sees_the_pruned_context_by_what_it_stands_for(monkeypatch):
+    """The same where nothing is remembered: a partial evaluation's layers see its tokens, each with its weight."""
+    seen, real = [], Engine.self_attention
+
+    def watched(self, layer, query, key, value, attend):
+        def attended(q, k, v, weights):
+            seen.append((layer, k.shape[1], weights))
+            return attend(q, k, v, weights)
+
+        return real(self, layer, query, key, value, attended)
+
+    monkeypatch.setattr(Engine, "self_attention", watched)
+    engine, calls, _ = watched_run(PUBLISHED)
+    assert not engine.stats.warnings
+    tokens = calls[engine.stats.decisions.index("P")][0]
+    partial = [(layer, weights) for layer, keys, weights in seen if keys == tokens]
+    assert {layer for layer, _ in partial} == set(range(LAYERS))
+    assert all(weights.bias.max() > 0 for _, weights in partial)
+
+
+@both
+def test_warm_up_and_the_last_evaluation_go_by_the_true_index(policy):
     """Mistake: the step counter advanced on computed steps alone, so warm-up never ended and no last step was full."""
-    engine, calls, _ = watched_run(CachePolicy(**{**vars(PAPER), "threshold": 5.0, "max_reuse": 20}))
+    engine, calls, _ = watched_run(CachePolicy(**{**vars(policy), "threshold": 5.0, "max_reuse": 20}))
     done = engine.stats.decisions
     assert done[:2] == "FF" and done[2] == "R" and done[-1] == "F"
     assert calls[-1] == [engine.setup.grid.size]
@@ -174,20 +199,22 @@ def test_few_coarse_steps_have_partials_though_every_change_is_beyond_the_band()
     assert fixed(wide, rates=[0.4] * 6)[0] == "FFPPPF"
 
 
-def test_nothing_of_the_model_runs_on_reuse():
+@both
+def test_nothing_of_the_model_runs_on_reuse(policy):
     """Mistake: the VACE branch, a third of the 1.3B model, ran on reused steps too."""
-    engine, calls, _ = watched_run()
+    engine, calls, _ = watched_run(policy)
     assert "R" in engine.stats.decisions
     for tokens, decision in zip(calls, engine.stats.decisions, strict=True):
         assert (tokens == []) == (decision == "R")
 
 
-def test_context_is_chosen_once_per_full_evaluation(monkeypatch):
+@both
+def test_context_is_chosen_once_per_full_evaluation(policy, monkeypatch):
     """Mistake: clustering and scores were made twice per computed step."""
     looks = []
     real = SemanticSampler.look
     monkeypatch.setattr(SemanticSampler, "look", lambda self, *qkv: looks.append(1) or real(self, *qkv))
-    engine, _, _ = watched_run()
+    engine, _, _ = watched_run(policy)
     assert 0 < len(looks) <= engine.stats.decisions.count("F")
 
 

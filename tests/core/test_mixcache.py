@@ -9,6 +9,7 @@ import torch
 from hetcache_core import CachePolicy
 from hetcache_core.error_model import Rules
 from hetcache_core.forecast import Seen
+from hetcache_core.guidance import Guidance
 from hetcache_core.methods.mixcache import LONGEST, MixCache
 from hetcache_core.profile import ErrorProfile
 from tests.core.test_guidance import sampled
@@ -137,10 +138,21 @@ def test_a_run_mixes_steps_and_guidance_and_keeps_to_the_truth_where_it_is_linea
             torch.testing.assert_close(output, of_stream(stream, i), rtol=1e-3, atol=1e-3)
 
 
-def test_guidance_is_never_derived_from_a_reused_step(profile):
+def test_guidance_is_never_derived_from_a_reused_step(profile, monkeypatch):
     """Every evaluation with guidance reused computes its anchor; what it adds was kept where both were computed."""
+    kept, real = [], Guidance.record
+
+    def record(self, position, *rest):
+        renewed = real(self, position, *rest)
+        kept.extend([position] * renewed)
+        return renewed
+
+    monkeypatch.setattr(Guidance, "record", record)
     engine, rows, _ = mixed([("cond",), ("uncond",)], profile)
-    assert all(rows[i] == ["cond"] for i, decision in enumerate(engine.stats.decisions) if decision == "G")
+    done = engine.stats.decisions
+    assert all(rows[i] == ["cond"] for i, decision in enumerate(done) if decision == "G")
+    full = {engine.setup.position(i) for i, decision in enumerate(done) if decision == "F"}
+    assert kept and set(kept) <= full
 
 
 def test_without_guidance_it_reuses_steps_alone(profile):

@@ -58,7 +58,7 @@ def test_a_long_note_is_wrapped_not_cut():
     assert len(picture.draw(stats)) >= short + 4 * picture.LINE
     lines = picture._wrapped([stats.note, "", "x" * 200])
     assert " ".join(lines[:-2]) == stats.note and lines[-2:] == ["", "x" * 200]
-    assert all(picture._font(picture.TEXT).getlength(line) <= picture.ROOM for line in lines[:-1])
+    assert all(picture.font(picture.TEXT).getlength(line) <= picture.ROOM for line in lines[:-1])
 
 
 def test_blocks_are_numbered_as_far_as_there_is_room():

@@ -35,6 +35,15 @@ def test_a_wildcard(folder):
     assert names("masks/n*", folder) == ["n_007.png", "n_008.png", "n_10.png"]  # the notes are no image
 
 
+def test_a_wildcard_below_a_folder_with_brackets(folder):
+    """They are the folder's own name and no wildcard."""
+    base = folder / "AI [portable]"
+    base.mkdir()
+    (folder / "masks").rename(base / "masks")
+    assert names("masks/m_?.png", base) == ["m_2.png"]
+    assert find("masks/m_?.png", base).files == (base / "masks" / "m_2.png",)
+
+
 def test_a_numbered_sequence(folder):
     assert names("masks/n_%03d.png", folder) == ["n_007.png", "n_008.png"]
     with pytest.raises(MaskError, match="number 9 of the sequence is missing"):

@@ -146,6 +146,28 @@ def test_sequence_and_still(square, tmp_path):
     np.testing.assert_array_equal(read(tmp_path / "m_9.png", rate=60)[0], square[1:2])
 
 
+@pytest.mark.parametrize("alpha", [False, True])
+def test_an_animated_webp(alpha, square, colour, tmp_path):
+    """FFmpeg reads none of its frames."""
+    images = [Image.fromarray(frame) for frame in (colour(square, 3) if alpha else colour(square, 0))]
+    path = tmp_path / "a.webp"
+    durations = [100, 100, 100, 200, 100, 100]
+    images[0].save(path, save_all=True, append_images=images[1:], duration=durations, lossless=True)
+    channel = "alpha" if alpha else "red"
+    frames, rate = read(path, channel)
+    assert same(frames, square) and rate == pytest.approx(60 / 7, rel=0.2)
+    assert same(read(path, channel, rate=10)[0], square[[0, 1, 2, 3, 3, 4, 5]])
+    assert same(read(path, channel, skip=1, cap=2)[0], square[1:3])
+    if not alpha:
+        with pytest.raises(MaskError, match="Choose luma"):
+            read(path, "alpha")
+    path.write_bytes(path.read_bytes()[:-60])
+    with pytest.raises(MaskError, match=r"a\.webp.*damaged"):
+        read(path, channel)
+    images[0].save(path, lossless=True)
+    assert same(read(path, channel)[0], square[:1])
+
+
 def test_deep_images(square, tmp_path):
     Image.fromarray(square[0].astype(np.uint16) * 257).save(tmp_path / "a.png")
     np.testing.assert_array_equal(read(tmp_path / "a.png")[0], square[:1])

@@ -28,6 +28,8 @@
     },
     /** An event as the server would send it. */
     tell: (detail) => app.api.dispatchEvent(new CustomEvent("hetcache.progress", { detail })),
+    /** The host's word that a prompt was interrupted. */
+    stop: (prompt) => app.api.dispatchEvent(new CustomEvent("execution_interrupted", { detail: { prompt_id: prompt } })),
     lookAt(type, n) {
       const node = HET.node(type, n);
       const view = app.canvas.ds;

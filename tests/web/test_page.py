@@ -3,6 +3,13 @@
 import pytest
 
 PANELS = ("hetcache_live", "hetcache_stats", "hetcache_plan")
+RUN = {
+    "run": "long", "total": 30, "planned": "FFRPRP" * 5, "decisions": "FFR", "seconds": [1, 1, 0.1], "speed": 1.2,
+    "estimated": False, "target": 8.0, "predicted": 2.78, "saved_seconds": 1.0, "mask_fraction": 0.4, "held_bytes": 1,
+    "peak_held_bytes": 1, "budget_bytes": 2**31, "note": "", "warnings": [], "number": 1, "ended": False,
+    "workflow": None, "prompt": "p",
+}  # fmt: skip
+
 
 def sampled(editor) -> None:
     editor.run()
@@ -29,22 +36,37 @@ def test_text_and_bars_stand_out(editor, theme):
 def test_a_long_note_is_not_cut_off(editor):
     editor.look_at("HetCachePatchModel")
     note = "speed 8 is out of reach, 2.78 is the most; " * 4 + "a smaller mask or a shorter warm-up would help"
-    run = {"run": "long", "total": 30, "planned": "FFRPRP" * 5, "decisions": "FFR", "seconds": [1, 1, 0.1],
-           "speed": 1.2, "estimated": False, "target": 8.0, "predicted": 2.78, "saved_seconds": 1.0,
-           "mask_fraction": 0.4, "held_bytes": 1, "peak_held_bytes": 1, "budget_bytes": 2**31, "note": note,
-           "warnings": [], "number": 1, "ended": False, "workflow": None, "prompt": "p"}  # fmt: skip
     node = editor.js("String(HET.node('HetCachePatchModel').id)")
-    editor.page.evaluate("(detail) => HET.tell(detail)", {**run, "node": node})
+    editor.page.evaluate("(detail) => HET.tell(detail)", {**RUN, "node": node, "note": note})
     assert "shorter warm-up" in editor.text("hetcache_live")
     editor.settle()
     editor.settle()
     assert editor.js("HET.hidden('hetcache_live')") <= 1
     editor.picture("9-long-note")
     tall = editor.js("HET.panel('hetcache_live').clientHeight")
-    editor.page.evaluate("(detail) => HET.tell(detail)", {**run, "node": node, "note": ""})
+    editor.page.evaluate("(detail) => HET.tell(detail)", {**RUN, "node": node})
     editor.settle()
     if not editor.nodes2:  # nothing jumps; Nodes 2.0 fits every panel to what it shows by itself
         assert editor.js("HET.panel('hetcache_live').clientHeight") == tall
+
+
+def test_a_run_that_was_stopped_stays_so_and_no_other(editor):
+    """The host tells every page of every prompt; what is opened again shows what became of its run."""
+    node = editor.js("String(HET.node('HetCachePatchModel').id)")
+    editor.page.evaluate("(detail) => HET.tell(detail)", {**RUN, "node": node})
+    editor.js("HET.stop('another')")
+    assert editor.state("hetcache_live") == "sampling"
+    editor.js("HET.stop('p')")
+    assert editor.state("hetcache_live") == "stopped" and "stopped" in editor.text("hetcache_live")
+    editor.load(editor.js("app.graph.serialize()"))
+    editor.until("HET.panel('hetcache_live')?.dataset.state === 'stopped'")
+
+
+def test_what_is_kept_of_earlier_pages_is_bounded(editor):
+    """A browser grants a few megabytes, and the host keeps its workflows there as well."""
+    editor.js("Array.from({ length: 60 }, (_, i) => sessionStorage.setItem(`hetcache:gone/${i}`, '{}')).length")
+    editor.js("window.dispatchEvent(new Event('pagehide'))")
+    assert editor.js("Object.keys(sessionStorage).filter((name) => name.startsWith('hetcache:')).length") <= 24
 
 
 def test_a_reload_brings_the_panels_back_as_they_were(editor):

@@ -14,7 +14,7 @@ NODE, METHODS = "HetCachePolicySettings", ("plan", "hetcache", "mixcache", "prof
 OTHERWISE = {
     "refresh": 2, "margin_space": 2, "margin_time": 1, "context_share": 0.5, "partials": False, "memory_offload": True,
     "max_reuse": 0, "profile": "nano", "warmup": 5, "cooldown": 3, "mask_threshold": 0.5, "max_mask_fraction": 0.0,
-    "memory_budget_mb": 0.0,
+    "memory_budget_mb": 0.0, "replan": True,
 }  # fmt: skip
 
 
@@ -69,5 +69,9 @@ def test_every_method_shows_its_own_settings(editor):
     editor.set(NODE, "schedule", "FFRP")
     editor.set(NODE, "profile", "lost.json")
     editor.set(NODE, "method", "off")
+    editor.until(f"HET.widget('{NODE}', 'refresh').hidden")
+    editor.set(NODE, "preset", "balanced")  # with which the memory budget counts whatever the method says
+    editor.until(f"!HET.widget('{NODE}', 'memory_budget_mb').hidden")
+    editor.set(NODE, "preset", "custom")
     editor.until(f"HET.widget('{NODE}', 'refresh').hidden")
     assert {"schedule", "profile"} <= shown(editor)  # they would be refused: they must be seen to be taken out

@@ -4,6 +4,7 @@ import pytest
 
 from locales import build
 from tests.web.editor import STEPS
+from tests.web.test_page import RUN
 
 PANELS = ("hetcache_live", "hetcache_stats", "hetcache_plan")
 TEXTS = """(name) => {
@@ -22,6 +23,14 @@ def chinese(editor):
     editor.finished()
     editor.setting("Comfy.Locale", "en")
     editor.until("!/[\u4e00-\u9fff]/.test(HET.panel('hetcache_live')?.textContent ?? '')")
+
+
+def test_several_reasons_are_each_translated(chinese):
+    words, known = build.panel("zh"), "the sampler left its schedule"
+    node = chinese.js("String(HET.node('HetCachePatchModel').id)")
+    note = f"{known}; 3 of them are unknown"
+    chinese.page.evaluate("(detail) => HET.tell(detail)", {**RUN, "node": node, "note": note})
+    assert f"{words[known]}; 3 of them are unknown" in chinese.text("hetcache_live")
 
 
 def test_the_panels_speak_the_editors_language(chinese):

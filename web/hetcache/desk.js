@@ -1,5 +1,5 @@
 /** Where news and panels meet: makes the panel of each of our nodes and brings every message to the one it is for. */
-import { keep, keyOf, recall, store } from "./keep.js";
+import { keep, kept, keyOf, recall, store } from "./keep.js";
 import { everyNode, nodeOf, readers } from "./lookup.js";
 import { MASK, maskPanel } from "./mask_panel.js";
 import { PATCH_MODEL, patchPanel } from "./patch_panel.js";
@@ -28,9 +28,8 @@ export class Desk {
   listen() {
     this.api.addEventListener(PROGRESS, ({ detail }) => this.progress(detail));
     window.addEventListener("pagehide", store);
-    const ends = { execution_interrupted: () => say("stopped"), execution_error: () => say("ended by an error") };
-    for (const [event, word] of Object.entries(ends)) {
-      this.api.addEventListener(event, () => this.each(PATCH_MODEL, (panel) => panel.stopped(word())));
+    for (const end of ["execution_interrupted", "execution_error"]) {
+      this.api.addEventListener(end, ({ detail }) => this.stopped(detail?.prompt_id, end));
     }
     this.api.addEventListener("execution_success", () => this.each(POLICY, (panel) => panel.refresh()));
   }
@@ -40,7 +39,7 @@ export class Desk {
     const makers = {
       [PATCH_MODEL]: () => this.furnishPatch(node),
       [STATS]: () => this.furnishStats(node),
-      [POLICY]: () => this.panels.set(node, policyPanel(node, (settings) => this.plan(node, settings))),
+      [POLICY]: () => this.panels.set(node, policyPanel(node, (...asked) => this.plan(node, ...asked))),
       [MASK]: () => this.furnishMask(node),
     };
     makers[node.comfyClass]?.();
@@ -83,7 +82,7 @@ export class Desk {
   }
 
   furnishMask(node) {
-    const panel = maskPanel(node, (settings) => this.look(settings));
+    const panel = maskPanel(node, (...asked) => this.look(...asked));
     takeStills(node, this.api, panel.fail);
     showStills(node);
     this.panels.set(node, panel);
@@ -100,12 +99,12 @@ export class Desk {
   }
 
   /** What the server would plan with the settings of a node; rejects with words for a person. */
-  async plan(node, settings) {
+  async plan(node, settings, signal) {
     const body = JSON.stringify({ settings, nodes: readers(this.root, node, PATCH_MODEL) });
     const headers = { "Content-Type": "application/json" };
     let answer;
     try {
-      answer = await this.api.fetchApi(PLAN, { method: "POST", headers, body });
+      answer = await this.api.fetchApi(PLAN, { method: "POST", headers, body, signal });
     } catch {
       throw new Error(say("the server does not answer"));
     }
@@ -117,8 +116,9 @@ export class Desk {
   }
 
   /** What the file of a Load Mask Video has; rejects with words for a person. */
-  async look(settings) {
-    const answer = await this.api.fetchApi(`${LOOK}?${new URLSearchParams(settings)}`).catch(() => ({ status: "–" }));
+  async look(settings, signal) {
+    const query = new URLSearchParams(settings);
+    const answer = await this.api.fetchApi(`${LOOK}?${query}`, { signal }).catch(() => ({ status: "–" }));
     if (!answer.ok) {
       throw new Error(say("The server cannot look at this mask ({status}). Its numbers show once the workflow runs.",
         { status: answer.status }));
@@ -148,6 +148,13 @@ export class Desk {
     const node = nodeOf(this.root, run.node);
     if (node?.comfyClass === PATCH_MODEL) this.panels.get(node)?.show(run);
     if (!run.decisions) this.each(POLICY, (panel) => panel.refresh()); // a clip and a mask are known from now on
+  }
+
+  /** The host says, to every page, that a prompt ended before its runs did. */
+  stopped(prompt, how) {
+    const its = (run) => run.run && !run.ended && (run.prompt ?? prompt) === prompt;
+    for (const run of kept().filter(its)) run.stopped = how;
+    this.each(PATCH_MODEL, (panel) => panel.again());
   }
 
   each(kind, act) {

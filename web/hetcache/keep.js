@@ -20,12 +20,14 @@ export function recall(key) {
   }
 }
 
+/** Everything this page was told, to be changed in place. */
+export const kept = () => [...latest.values()];
+
 /** Write everything down, when the page is left: too slow to be done with every event. */
 export function store() {
   try {
-    for (const name of Object.keys(sessionStorage)) {
-      if (name.startsWith(PREFIX) && !latest.has(name) && latest.size >= MOST) sessionStorage.removeItem(name);
-    }
+    const older = Object.keys(sessionStorage).filter((name) => name.startsWith(PREFIX) && !latest.has(name));
+    for (const name of older.slice(0, Math.max(older.length + latest.size - MOST, 0))) sessionStorage.removeItem(name);
     for (const [key, value] of latest) sessionStorage.setItem(key, JSON.stringify(value));
   } catch {
     // full or forbidden: panels start empty after a reload, nothing else is lost

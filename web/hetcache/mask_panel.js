@@ -9,7 +9,8 @@ const PAUSE = 300; // milliseconds without a change before the server is asked
 const ASKED = ["file", "path", "channel", "threshold", "invert", "grow", "feather", "frame_rate", "skip_frames", "frame_cap"];
 
 /**
- * @param {(settings: object) => Promise<object>} ask the server for the numbers of a file; rejects where it cannot
+ * @param {(settings: object, signal: AbortSignal) => Promise<object>} ask the server for the numbers of a file; rejects
+ *   where it cannot
  * @returns {{settings(), show(mask), look(), fail(words)}}
  */
 export function maskPanel(node, ask) {
@@ -17,6 +18,7 @@ export function maskPanel(node, ask) {
   const watched = new WeakSet();
   let timer = 0;
   let asked = 0;
+  let going = null;
 
   /** Values of the widgets; null where one comes from another node and is not known yet. */
   const settings = () => {
@@ -35,6 +37,7 @@ export function maskPanel(node, ask) {
   const stop = () => {
     clearTimeout(timer);
     asked++;
+    going?.abort(); // the server need not decode what has changed meanwhile
   };
 
   const view = {
@@ -58,7 +61,7 @@ export function maskPanel(node, ask) {
         if (!values) return draw("blank");
         const turn = ++asked;
         panel.element.dataset.looking = "true";
-        const answer = await ask(values).catch((error) => ({ error: error.message }));
+        const answer = await ask(values, (going = new AbortController()).signal).catch((error) => ({ error: error.message }));
         if (turn !== asked) return;
         delete panel.element.dataset.looking;
         draw(answer.error ? "error" : answer.frames ? "file" : "blank", answer);

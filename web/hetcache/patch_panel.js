@@ -7,19 +7,23 @@ import { say } from "./words.js";
 
 export const PATCH_MODEL = "HetCachePatchModel";
 
-/** @returns {{show(run), stopped(why), untouched(reason), blank()}} */
+const STOPPED = { execution_interrupted: () => say("stopped"), execution_error: () => say("ended by an error") };
+
+/** @returns {{show(run), again(), untouched(reason), blank()}} */
 export function patchPanel(node) {
   const panel = addPanel(node, "hetcache_live", say("HetCache progress"), 232);
   let last = null;
   let timeline = null; // of the run on show; it is kept while the run goes on, the rest is small
 
   const why = (run) => {
-    const nothing = !/[^F]/.test(run.planned + run.decisions) && run.note;
+    const known = run.planned || run.ended; // what is decided online is not known beforehand
+    const nothing = known && !/[^F]/.test(run.planned + run.decisions) && run.note;
     return nothing ? say("Nothing is being saved: {reason}.", { reason: say(run.note) }) : say(run.note);
   };
 
   const view = {
-    show(run, stopped = "") {
+    show(run) {
+      const stopped = !run.ended && STOPPED[run.stopped]?.();
       if (last?.run !== run.run || !timeline?.update(run)) timeline = new Timeline(run);
       last = run;
       const which = run.number > 1 ? say("sampling run {number}", run) : "";
@@ -35,9 +39,9 @@ export function patchPanel(node) {
         numbers(run),
       );
     },
-    /** The host says that the prompt ended before the run did. */
-    stopped(word) {
-      if (last && !last.ended) view.show(last, word);
+    /** What was shown may have been stopped since. */
+    again() {
+      if (last) view.show(last);
     },
     untouched(reason) {
       last = null;

@@ -11,7 +11,8 @@ export const POLICY = "HetCachePolicySettings";
 const PAUSE = 150; // milliseconds without a change before the server is asked; a slider moves faster than that
 
 /**
- * @param {(settings: object) => Promise<object>} ask the server for the plan of these settings; rejects where it cannot
+ * @param {(settings: object, signal: AbortSignal) => Promise<object>} ask the server for the plan of these settings;
+ *   rejects where it cannot
  * @returns {{refresh()}}
  */
 export function policyPanel(node, ask) {
@@ -19,6 +20,7 @@ export function policyPanel(node, ask) {
   const watched = new WeakSet();
   let timer = 0;
   let asked = 0;
+  let going = null;
 
   /** Values of the widgets; null where one comes from another node and is not known yet. */
   const settings = () => {
@@ -35,15 +37,21 @@ export function policyPanel(node, ask) {
     }
   };
 
-  function refresh() {
+  function stop() {
     clearTimeout(timer);
+    asked++;
+    going?.abort(); // the server need not answer what has changed meanwhile
+  }
+
+  function refresh() {
+    stop();
     showRelevant(node);
     timer = setTimeout(async () => {
       watch();
       const turn = ++asked;
       const values = settings();
       if (!values) return show({ linked: true });
-      const answer = await ask(values).catch((error) => ({ failed: error.message }));
+      const answer = await ask(values, (going = new AbortController()).signal).catch((error) => ({ failed: error.message }));
       if (turn === asked) show(answer);
     }, PAUSE);
   }
@@ -56,11 +64,11 @@ export function policyPanel(node, ask) {
       return panel.show(el("p", { class: "het-blank" }, say("A setting comes from another node. What is planned shows on "
         + "HetCache Patch Model once the workflow runs.")));
     }
+    if (plan.error) return panel.show(notes([plan.error], "warn"));
     if (!plan.known) {
       return panel.show(el("p", { class: "het-blank" }, say("Nothing has run yet. After the first run this shows, for its clip and "
         + "mask, what these settings would do: speed, steps of each kind, memory.")));
     }
-    if (plan.error) return panel.show(notes([plan.error], "warn"));
     const online = plan.predicted == null;
     const full = !online && !/[^F]/.test(plan.planned);
     const held = { held: bytes(plan.held_bytes), budget: bytes(plan.budget_bytes) };
@@ -77,7 +85,7 @@ export function policyPanel(node, ask) {
     );
   }
 
-  panel.onRemove(() => { clearTimeout(timer); asked++; });
+  panel.onRemove(stop);
   after(node, "onConfigure", refresh);
   after(node, "onConnectionsChange", refresh);
   refresh();

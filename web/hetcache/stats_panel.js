@@ -25,7 +25,7 @@ export function statsPanel(node, addressOf) {
         el("select", { onchange: (event) => choose(runs, Number(event.target.value)) },
           runs.map((_, i) => el("option", { value: i, selected: i === index }, i + 1)))),
       headline(run, say("measured")),
-      notes([run.note, ...run.warnings].map((text) => say(text)), "warn"),
+      notes([runs[index].kept, run.note, ...run.warnings].map((text) => text && say(text)), "warn"),
       bars(run),
       state(run, ""),
       numbers(run),

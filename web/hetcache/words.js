@@ -24,6 +24,8 @@ export async function learn(app, api) {
  */
 export function say(text = "", values = {}) {
   const known = catalogues[language()];
-  const words = known && Object.hasOwn(known, text) ? known[text] : text;
+  const find = (words) => (known && Object.hasOwn(known, words) ? known[words] : words);
+  const whole = find(text);
+  const words = whole === text ? text.split("; ").map(find).join("; ") : whole; // reasons may come several at a time
   return words.replace(/\{(\w+)\}/g, (place, name) => (Object.hasOwn(values, name) ? values[name] : place));
 }
