@@ -34,8 +34,8 @@ class CachePolicy:
         warmup, cooldown: full evaluations at the start and at the end; a chosen cool-down is shortened where the speed
             leaves too little for it.
         max_reuse: most reuse evaluations in a row; 0 forbids reuse. When None, a sixth of the run, 2 to 5, and no more
-            than a tenth of it (3 at least) where that reaches the speed; at 8 evaluations and fewer plans reuse none
-            but a very short last step.
+            than a tenth of it (3 at least) where that reaches the speed. Plans of 7 and 8 evaluations reuse one at a
+            time, where that gains much; those of fewer none but a very short last step.
         refresh: most evaluations from one full evaluation to the next.
         schedule: the decisions themselves, a letter an evaluation (``FFRPRF``: full, reuse, partial; B reuses the
             background blocks, G guidance, H is a partial one that reuses guidance), instead of a plan; evaluations
@@ -232,5 +232,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quality": {"speed": 2.0},
     "balanced": {"speed": 3.0},
     "fast": {"speed": 4.0},
-    "few-step": {"speed": 2.0, "max_reuse": 0},
+    "few-step": {"speed": 2.0},
 }

@@ -26,6 +26,7 @@ from .setup import RunSetup, budget_note, choose_tier, tier_bytes
 from .tiers import NO_MEMORY, MemoryTier
 
 SHARES, MORE = (USUAL_SHARE, 0.05, 0.0), 0.3
+BOLD = 1.26  # 2 dB: by so much a plan of few steps must be expected to gain where it forecasts a long one
 SAMPLE = 64  # tokens whose block deltas are compared
 
 
@@ -87,8 +88,9 @@ def _prepare(policy: CachePolicy, setup: RunSetup, profile: ErrorProfile) -> Pre
         partials = policy.partials and not setup.no_partials and costs.partial < 0.95
         rules = Rules.of(policy, profile, setup.evaluations, partials, setup.streams, background > 0, not tier.follows)
         assumed = profile.renewing(share, setup.evaluations <= FEW_STEPS) if tier.share else profile
-        method, planned = _method(policy, setup, costs, rules, assumed)
-        tried.append((sampler, watched, costs, method, planned))
+        for each in _ways_to_reuse(policy, rules, setup.evaluations):
+            method, planned = _method(policy, setup, costs, each, assumed)
+            tried.append((sampler, watched, costs, method, planned))
         reached = _rank(planned, policy.speed, rules)[0] == 0
         enough = len(tried) > 1 and reached and setup.evaluations > FEW_STEPS
         if policy.method != "plan" or policy.schedule or enough:
@@ -150,6 +152,12 @@ def _context_shares(policy: CachePolicy) -> tuple[float, ...]:
     return SHARES if policy.speed > 2.5 else (USUAL_SHARE, MORE, *SHARES[1:])
 
 
+def _ways_to_reuse(policy: CachePolicy, rules: Rules, evaluations: int) -> tuple[Rules, ...]:
+    """The rules, and, where few steps may be forecast and need not, the same without that."""
+    few = policy.method == "plan" and evaluations <= FEW_STEPS and policy.max_reuse is None and rules.max_reuse
+    return (rules, replace(rules, max_reuse=0)) if few else (rules,)
+
+
 def _rank(planned: Plan | None, speed: float, rules: Rules) -> tuple[int, bool, float]:
     """Order of plans: those that reach the speed by their error, with runs of reuse as short as usual first; then those
     that miss it by their speed."""
@@ -158,7 +166,8 @@ def _rank(planned: Plan | None, speed: float, rules: Rules) -> tuple[int, bool, 
     if planned.predicted_speed * SLACK < speed:
         return 1, False, -planned.predicted_speed
     long = bool(rules.usual_reuse) and REUSE * (rules.usual_reuse + 1) in planned.decisions
-    return 0, long, planned.predicted_error
+    bold = len(planned.decisions) <= FEW_STEPS and REUSE in planned.decisions.rstrip(REUSE)
+    return 0, long, planned.predicted_error * (BOLD if bold else 1.0)
 
 
 def _sampler(
