@@ -84,8 +84,8 @@ class Input(NamedTuple):
 
 def inputs_of(given: dict[str, Any], definition: dict, prefix: str = "") -> Iterator[Input]:
     """A node's inputs as its definition has them, with the given values or the defaults."""
+    upload = False
     for optional in (False, True):
-        upload = False
         for name, (kind, *more) in definition.get("optional" if optional else "required", {}).items():
             path, options = prefix + name, more[0] if more else {}
             if isinstance(kind, list):  # how the host writes the choices of its older nodes
@@ -105,8 +105,8 @@ def inputs_of(given: dict[str, Any], definition: dict, prefix: str = "") -> Iter
             if options.get("control_after_generate"):
                 yield Input("control_after_generate", "", widget=True, value="fixed", editor_only=True)
             upload |= bool(options.get("image_upload") or options.get("video_upload"))
-        if upload:
-            yield Input("upload", "", widget=True, value="image", editor_only=True)
+    if upload:  # the editor puts its button behind all that the node has
+        yield Input("upload", "", widget=True, value="image", editor_only=True)
 
 
 def api_form(graph: Graph, definitions: dict) -> dict:
