@@ -25,13 +25,13 @@ REAL = [name for name in WORKFLOWS if "nano" not in name]
 NODES = {  # id: category, required inputs, optional inputs, outputs
     "HetCacheLoadMaskVideo": (
         "image/mask",
-        "file channel threshold invert grow feather length_policy frame_rate skip_frames frame_cap path", "images",
+        "file channel threshold invert grow feather", "images length_policy frame_rate skip_frames frame_cap path",
         {"mask": "MASK", "frame_count": "INT", "fps": "FLOAT"},
     ),
     "HetCachePolicySettings": (
         "model/patch/wan", "preset speed memory_budget_mb method",
         "warmup cooldown max_reuse refresh margin_space margin_time context_share partials memory_offload "
-        "mask_threshold max_mask_fraction schedule profile",
+        "mask_threshold max_mask_fraction schedule profile replan",
         {"policy": "HETCACHE_POLICY"},
     ),
     "HetCachePatchModel": (

@@ -93,14 +93,16 @@ def check_schema() -> None:
     assert (info["name"], info["display_name"], info["category"]) == (
         "HetCacheLoadMaskVideo", "Load Mask Video", "image/mask")  # fmt: skip
     assert info["output"] == ["MASK", "INT", "FLOAT"] and info["output_name"] == ["mask", "frame_count", "fps"]
-    required = inputs["required"]
-    assert set(SETTINGS) == set(required) and set(inputs["optional"]) == {"images"}
+    required, optional = inputs["required"], inputs["optional"]
+    assert set(SETTINGS) == {*required, *optional} - {"images"} and "images" in optional
     assert required["file"][1]["options"] == ["broken.mp4", "m.mp4", "short.mp4", "turned.mp4", "a.png"]
     assert required["file"][1]["video_upload"]
-    folded = {name for name, (_, options) in required.items() if options.get("advanced")}
-    assert folded == {"length_policy", "frame_rate", "skip_frames", "frame_cap", "path"}, folded
-    assert all(options["tooltip"] for _, options in [*required.values(), *inputs["optional"].values()])
+    folded = {name for name, (_, options) in optional.items() if options.get("advanced")}
+    assert folded == set(optional) - {"images"}, folded
+    assert all(options["tooltip"] for _, options in [*required.values(), *optional.values()])
     assert all(info["output_tooltips"])
+    usual = node.execute(**SETTINGS).args[0]  # a prompt may leave out what is folded away
+    assert torch.equal(node.execute(**{name: SETTINGS[name] for name in required}).args[0], usual)
 
 
 def check_same_pixels_as_the_hosts_own_loader() -> None:
