@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks import forecasts, foretold, real_size, tiers, traffic
+from benchmarks import few_forecasts, forecasts, foretold, real_size, tiers, traffic
 from benchmarks.kinds import OPTIMIST
 from benchmarks.overview import by_speed, made_on, overview, titled
 from benchmarks.rivals.methods import METHODS
@@ -158,7 +158,7 @@ def sections() -> dict[Path, str]:
         ("tiers", tiers.front, front), ("tiers", tiers.table, behind), ("traffic", traffic.table, behind),
         ("real-size", real_size.table, front), ("panel", panel_table, front),
         ("costs", costs_table, behind), ("forecasts", forecasts.table, behind), ("kinds", kinds_table, behind),
-        ("foretold", foretold.table, behind),
+        ("foretold", foretold.table, behind), ("few-forecasts", few_forecasts.table, behind),
     )  # fmt: skip
     for name, table, parts in tables:
         if (RESULTS / f"{name}.json").exists():

@@ -47,8 +47,8 @@ AGEING = 0.6
 # so that it may be had even where steps are few; and what a cool-down mends it mends by the longer step before.
 BRIEF = 0.25
 FEWEST = 6  # evaluations up to which no step is short enough to be forecast by default, but for a brief last one
-# Measured on 36 schedules of 6 and 8 steps: so much of what forecasts are reckoned to miss by, beside stale context,
-# foretells their errors to 1.9 dB; the whole of it to 5.
+# So much of what forecasts are reckoned to miss by beside stale context foretells errors of 6 and 8 steps to 2 dB, the
+# whole of it to 5 (`benchmarks.few_forecasts`).
 FEW_FORECAST = 0.16
 FEW_STALE = 0.87  # with few steps context costs so much less beside forecasts (`benchmarks.foretold`)
 

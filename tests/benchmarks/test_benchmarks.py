@@ -9,7 +9,19 @@ import torch
 
 pytest.importorskip("diffusers", reason="the benchmarks need diffusers")
 
-from benchmarks import calibrate, costs, forecasts, foretold, impact, kinds, panel, real_size, report, tiers
+from benchmarks import (
+    calibrate,
+    costs,
+    few_forecasts,
+    forecasts,
+    foretold,
+    impact,
+    kinds,
+    panel,
+    real_size,
+    report,
+    tiers,
+)
 from benchmarks.latent import LatentEdit
 from benchmarks.machine import PeakMemory
 from benchmarks.pareto import look
@@ -82,6 +94,19 @@ def test_what_few_steps_need_is_found_in_the_errors_of_plans():
     assert (renewal, stale) == pytest.approx((1.2, 0.4), rel=0.01) and misfit < 0.01 < shipped
     right = foretold.fitted(foretold_rows(foretold.FEW_RENEWAL, foretold.FEW_STALE))
     assert right[:2] == pytest.approx((foretold.FEW_RENEWAL, foretold.FEW_STALE)) and right[3] < 1e-6
+
+
+def test_what_forecasts_of_few_steps_are_reckoned_at_is_what_was_measured():
+    rows = [
+        {"clip": clip, "steps": steps, "error": factor * (0.3 * forecast + stale), "terms": (forecast, stale, 0.0)}
+        for clip, factor in enumerate((1.0, 3.0)) for steps in (6, 8)
+        for forecast, stale in ((0.0, 0.02), (0.1, 0.01), (0.05, 0.0), (0.2, 0.03))
+    ]  # fmt: skip
+    best, least, shipped, whole = few_forecasts.fitted(rows)
+    assert best == pytest.approx(0.3, rel=0.01) and least < 0.01 < min(shipped, whole)
+    committed = report.read(report.RESULTS / "few-forecasts.json")["rows"]
+    best, least, shipped, whole = few_forecasts.fitted(committed)
+    assert shipped < least + 0.1 < whole - 2.0
 
 
 def test_plans_that_stay_are_held_against_plans_made_anew():

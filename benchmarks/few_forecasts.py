@@ -1,0 +1,100 @@
+"""What forecasts miss by beside stale context where steps are few: schedules of 6 and 8 steps that mix both.
+
+    python -m benchmarks.few_forecasts --clips 2 --workers 2 --out benchmarks/results/few-forecasts.json
+
+Tuning clips of nano. A fit of the errors that schedules have says what `error_model.FEW_FORECAST` should be.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from benchmarks.foretold import COSTS, Clip, decibels, mean_db
+from benchmarks.rows import compare_all
+from benchmarks.settings import Setting
+from hetcache_core import CachePolicy, ErrorProfile
+from hetcache_core.error_model import FEW_FORECAST, ErrorModel, Rules
+from hetcache_core.profile import USUAL_SHARE
+
+SCHEDULES = {
+    6: ("FPPPPR", "FPPPPP", "FRFRFR", "FPRFPR", "FPPFPR", "FPFPFR", "FPRPRP", "FRPRPR", "FPPFPP"),
+    8: ("FPPPPPPR", "FPPPPPPP", "FRFRFRFR", "FPRFPRPR", "FPRPFRPR", "FPPFPPPR", "FPPPFPPR", "FPRPRPRP", "FRPRPRPR",
+        "FPFPFPFR"),
+}  # fmt: skip
+SHARES = (USUAL_SHARE, 0.0)
+
+
+def mixed(index: int) -> list[dict]:
+    """A row per schedule of a clip and share of the context it renews: error, and the terms foretold, forecasts at the
+    price they have in longer runs."""
+    nano, rows = ErrorProfile.load("nano"), []
+    for steps, schedules in SCHEDULES.items():
+        clip = Clip(Setting(steps=steps, cfg=1.0), index)
+        rules = Rules.of(CachePolicy(max_reuse=1), nano, steps)
+        for plan in schedules:
+            for share in SHARES[: 1 + ("P" in plan)]:
+                error, stats = clip.run(schedule=plan, context_share=share)
+                model = ErrorModel(clip.edit.sigmas(steps), nano.renewing(share, few=True), COSTS, rules)
+                forecast, stale, spill = model.terms(plan)
+                terms = forecast / model.missing, stale, spill
+                rows.append({"clip": index, "steps": steps, "plan": plan, "share": share, "error": error,
+                             "terms": terms, "speed": stats.predicted_speed})  # fmt: skip
+    return rows
+
+
+def fitted(rows: list[dict]) -> tuple[float, float, float, float]:
+    """FEW_FORECAST that foretells best, and by how many dB errors miss with it, with the shipped one, and with 1.
+
+    Least squares of the logarithm; a factor of each clip and number of steps is taken out.
+    """
+    forecast, stale, spill = np.array([row["terms"] for row in rows]).T
+    groups = np.array([10 * row["clip"] + row["steps"] for row in rows])
+    errors = np.log([row["error"] for row in rows])
+
+    def misfit(factor: float) -> float:
+        rest = errors - np.log(factor * forecast + stale + spill)
+        for group in set(groups):
+            rest[groups == group] -= rest[groups == group].mean()
+        return 8.686 * rest.std()
+
+    best = minimize_scalar(misfit, bounds=(0.01, 2.0), method="bounded").x
+    return (best, *map(misfit, (best, FEW_FORECAST, 1.0)))
+
+
+def table(result: dict) -> list[str]:
+    """Schedules by their error, and the fit."""
+    by_plan: dict[tuple, list[dict]] = defaultdict(list)
+    for row in result["rows"]:
+        by_plan[row["steps"], row["plan"], row["share"]].append(row)
+    clips = len({row["clip"] for row in result["rows"]})
+    best, least, shipped, whole = fitted(result["rows"])
+    lines = [
+        f"**Forecasts beside stale context with few steps**, cfg 1, masks of 20% ({clips} tuning clips, "
+        f"{result['machine']['device']}):",
+        "",
+        "| schedule | context renewed | speed planned | error in the edit | foretold, but for a factor |",
+        "|---|---|---|---|---|",
+    ]
+    for (_, plan, share), found in sorted(by_plan.items(), key=lambda item: (item[0][0], -mean_db(item[1]))):
+        foretold = statistics.mean(decibels(FEW_FORECAST * row["terms"][0] + sum(row["terms"][1:])) for row in found)
+        speed = statistics.median(row["speed"] for row in found)
+        lines.append(f"| {plan} | {share:.0%} | {speed:.2f}x | {mean_db(found):.1f} dB | {foretold:.1f} dB |")
+    return [
+        *lines,
+        "",
+        f"Errors are foretold to {shipped:.1f} dB with FEW_FORECAST {FEW_FORECAST:g} ({whole:.1f} dB with 1); fitted "
+        f"to these rows, with {best:.2g}, to {least:.1f} dB.",
+    ]
+
+
+def order(row: dict) -> tuple:
+    """Where a row stands in the file."""
+    return row["clip"], row["steps"]
+
+
+if __name__ == "__main__":
+    compare_all(__doc__.split("\n")[0], mixed, lambda clips: [(i,) for i in range(clips)], order, table)
