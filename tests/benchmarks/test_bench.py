@@ -181,12 +181,15 @@ def test_committed_runs_of_ours_say_how_long_planning_took(path):
 
 
 def test_magcache_is_never_given_less_than_a_budget():
-    families = json.loads(tune.FILE.read_text())["families"].values()
-    entries = [item for family in families for item in family["methods"].get("magcache", {}).items()]
-    assert len(entries) > 20
-    for budget, entry in entries:
-        if isinstance(entry, dict):  # two evaluations of four, with what deciding takes, are a hair below 2x
-            assert entry.get("reached", True) or entry["speed"] > 0.96 * float(budget), entry
+    families = json.loads(tune.FILE.read_text())["families"]
+    found = {
+        (name, budget): entry.get("reached", True)
+        for name, family in families.items() for budget, entry in family["methods"].get("magcache", {}).items()
+        if isinstance(entry, dict)
+    }  # fmt: skip
+    below = {place for place, reached in found.items() if not reached}
+    # Two evaluations of four are 2x less what deciding takes (1.93x), and one of four is four times as fast.
+    assert len(found) > 20 and below <= {(Setting(steps=4, cfg=1.0).name, "2")}
 
 
 def test_families_share_their_tuning():
