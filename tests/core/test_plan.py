@@ -105,8 +105,8 @@ def test_with_few_steps_only_brief_ones_are_forecast():
 
 @pytest.mark.parametrize("steps", [7, 8])
 def test_seven_and_eight_steps_forecast_long_ones_where_that_gains_much(steps):
-    """Of 8 steps (`benchmarks.few_forecasts`) every other one forecast, 1.99x, comes to 26.1 dB, all partial but a brief
-    one at 2.12x to 21.5; at 1.6x two full ones and partials come to 29 dB."""
+    """Of 8 steps (`benchmarks.few_forecasts`) every other one forecast, 1.99x, comes to 26.1 dB, all partial but a
+    brief one, 2.12x, to 21.5; two full ones and partials, 1.63x, to 29."""
 
     def decided(speed, **changes):
         run = setup(steps=steps, sigmas=tuple(euler(steps)))
