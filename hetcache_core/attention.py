@@ -76,14 +76,22 @@ def attend_in_groups(query: Tensor, key: Tensor, value: Tensor, weights: KeyWeig
         query: ``[B, N, heads, head_dim]``. key, value: ``[B, K, heads, head_dim]``.
         weights: of the K keys.
     """
-    outputs, totals = [], []
-    for positions, log_weight in weights.groups:
-        output, log_sum_exp = _attend_with_lse(query, key.index_select(1, positions), value.index_select(1, positions))
-        outputs.append(output)
-        totals.append(log_sum_exp + log_weight)
-    shares = torch.stack(totals).softmax(0)  # [G, B, heads, N]
-    merged = sum(o.float() * s.transpose(1, 2)[..., None] for o, s in zip(outputs, shares, strict=True))
+    merged = total = None
+    for positions, log_weight in weights.groups:  # one at a time: HetCache's paper has up to 17
+        output, level = _attend_with_lse(query, key.index_select(1, positions), value.index_select(1, positions))
+        level = level + log_weight
+        if merged is None:
+            merged, total = output.float(), level
+            continue
+        joint = torch.logaddexp(total, level)
+        merged = merged.mul_(_share(total, joint)).add_(output * _share(level, joint))
+        total = joint
     return merged.to(query.dtype)
+
+
+def _share(part: Tensor, joint: Tensor) -> Tensor:
+    """What a group of logarithm `part` has in the `joint` one, ``[B, N, heads, 1]``."""
+    return (part - joint).exp().transpose(1, 2)[..., None]
 
 
 def _attend_with_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -78,7 +78,12 @@ class BlockProfile:
             threshold: background scores below it. None: taken so that the ``share`` of lowest scores is background
                 (the published list of the 14B model has 28 of 40).
             rest: name, weights, source.
+
+        Raises:
+            ValueError: a share that is none, or scores that do not fit the model.
         """
+        if not 0 <= share <= 1:
+            raise ValueError(f"share is what part of the blocks is background, from 0 to 1, got {share!r}")
         if threshold is None:
             count = min(round(share * len(scores)), len(scores))
             ranked = sorted(scores)

@@ -100,7 +100,14 @@ class ErrorProfile:
                 raise ValueError(f"profile field {name} must lie between 0 and 1000, got {value!r}")
         if self.model is not None:
             object.__setattr__(self, "model", tuple(self.model))
-        for name in ("staleness", "staleness_held", "spill", "overhead", "warmup", "cooldown"):
+        if self.sigmas[0] > 1:
+            raise ValueError(f"profile field sigmas begins at {self.sigmas[0]}; noise levels lie between 1 and 0")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"profile field warmup is a share of the evaluations, from 0 to 1, got {self.warmup!r}")
+        if int(self.cooldown) != self.cooldown:
+            raise ValueError(f"profile field cooldown is a whole number of evaluations, got {self.cooldown!r}")
+        object.__setattr__(self, "cooldown", int(self.cooldown))
+        for name in ("staleness", "staleness_held", "spill", "overhead", "cooldown"):
             if not 0 <= getattr(self, name) <= 10:
                 raise ValueError(f"profile field {name} must lie between 0 and 10, got {getattr(self, name)!r}")
 

@@ -29,7 +29,7 @@ class ChangeRecorder:
 
     def add(self, patches: Tensor) -> None:
         """Take in a prediction, patches ``[rows, C, L, 2, 2]``."""
-        new = patches[:, :, self.tokens].float()
+        new = patches.detach()[:, :, self.tokens].float()  # exact runs leave gradients on
         size = new.square().mean().sqrt().clamp_min(1e-12)
         if self._past:
             self.first.append(float((new - self._past[-1]).square().mean().sqrt() / size))

@@ -133,7 +133,9 @@ class RunStats:
         Raises:
             ValueError: nothing was measured: another method, no mask, or fewer than four evaluations.
         """
-        edit, context = ([pair[i] for pair in self._changes.values()] for i in (0, 1))
+        longest = max((len(pair[0].first) for pair in self._changes.values()), default=0)
+        throughout = [pair for pair in self._changes.values() if len(pair[0].first) == longest]  # no passing prompt
+        edit, context = ([pair[i] for pair in throughout] for i in (0, 1))
         if not edit or len(edit[0].second) < 2:
             raise ValueError("no changes were measured; run at least 4 evaluations with method 'measure' and a mask")
 

@@ -38,15 +38,15 @@ class EvaluationSchedule:
         in whether they add noise. Rather than a table of names, the sampler itself runs through the schedule on a
         latent of four numbers with a model that answers zeros, twice with different noise: the levels it asks at are
         the schedule, and if it asks about different latents it is stochastic. Samplers of unknown make are taken to
-        evaluate once a step, and found out when they do not.
+        add noise and to evaluate once a step; where they evaluate otherwise they are found out.
         """
         steps = tuple(float(s) for s in sampling.sigmas)
         if type(sampling.sampler) is not KSAMPLER:
-            return cls(steps)
+            return cls(steps, True)
         try:
             (asked, latents, uncond), (again, others, _) = (_rehearse(sampling, seed) for seed in (0, 1))
         except Exception:  # it needs more of a model than a rehearsal has
-            return cls(steps)
+            return cls(steps, True)
         if asked != again or not asked:
             return cls(steps, True, uncond)
         return cls((*_snapped(asked, steps), steps[-1]), not torch.equal(latents, others), uncond)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -38,7 +39,8 @@ from ..stats import RunStats
 from ..tokens import TokenGrid
 from .diffusers_attention import ContextProcessor, rotary_rows
 from .diffusers_blocks import hook_blocks, tidy, unhook_blocks
-from .diffusers_setup import COMPILED, CallName, Schedule, boundary, read_setup, self_attentions
+from .diffusers_calls import SEVERAL, CallName, Calls, Place, Schedule, boundary
+from .diffusers_setup import COMPILED, read_setup, self_attentions
 
 HOOK = "hetcache"
 SUPPORTED = (WanVACETransformer3DModel, WanTransformer3DModel)
@@ -57,8 +59,8 @@ def apply(
         transformer: a Wan or Wan-VACE transformer, or a pipeline that has one.
         policy: what is wanted.
         mask: 1 = generate; ``[F, H, W]`` pixels or ``[T, H, W]`` latent cells. None: found in the VACE control.
-        scheduler: the pipeline's scheduler, or the pipeline itself (its scheduler may then be changed at any time);
-            it knows the schedule the plan is made for.
+        scheduler: the pipeline's scheduler, or the pipeline itself (its scheduler may then be changed at any time, and
+            where it has two transformers it says which steps are whose); it knows the schedule the plan is made for.
         streams: calls of the model per step, which share the memory budget: 2 with guidance, 1 without.
 
     Returns:
@@ -66,10 +68,15 @@ def apply(
 
     Raises:
         TypeError: not a Wan transformer of diffusers, or a mask that is not a tensor.
-        ValueError: the policy names an error profile or a block profile that cannot be read, or the whole transformer
-            is compiled.
+        ValueError: the policy names an error profile or a block profile that cannot be read, the whole transformer is
+            compiled, or a pipeline with two transformers was given.
     """
     if type(transformer) not in SUPPORTED and type(getattr(transformer, "transformer", None)) in SUPPORTED:
+        if getattr(transformer, "transformer_2", None) is not None:
+            raise ValueError(
+                "this pipeline has two transformers; apply to each: apply(pipe.transformer, policy, scheduler=pipe) "
+                "and apply(pipe.transformer_2, policy, scheduler=pipe)"
+            )
         scheduler = transformer if scheduler is None else scheduler
         transformer = transformer.transformer
     if type(transformer) not in SUPPORTED:
@@ -131,8 +138,13 @@ class Handle:
 
     def __init__(self, transformer: torch.nn.Module, hook: _Hook):
         self._transformer, self._hook = transformer, hook
+        outer = transformer.forward if hasattr(transformer, "_old_forward") else None
+        if outer is not None:  # accelerate's hook: it is taken off and put on at every run, so that ours goes beneath
+            transformer.forward = transformer._old_forward
         HookRegistry.check_if_exists_or_initialize(transformer).register_hook(hook, HOOK)
         hook.installed = transformer.forward
+        if outer is not None:
+            transformer._old_forward, transformer.forward = hook.installed, outer
 
     @property
     def stats(self) -> RunStats:
@@ -144,6 +156,11 @@ class Handle:
         if self._hook.stats is None:
             raise RuntimeError("nothing has run through this transformer since HetCache was applied")
         return self._hook.stats
+
+    def reset(self) -> None:
+        """End a run that was broken off between two calls of the model, by a callback or Ctrl-C: what it remembers is
+        freed, as at the end of any run. The next run does so by itself."""
+        self._hook.reset_state(self._transformer)
 
     def remove(self) -> None:
         """Restore the transformer as it was; nothing happens when another policy was applied since."""
@@ -164,14 +181,14 @@ class _Hook(ModelHook):
     def __init__(self, policy: CachePolicy, mask: Tensor | None, scheduler: Any, streams: int):
         super().__init__()
         self.policy, self.mask, self.streams = policy, mask, streams
-        self.call_name = CallName()
+        self.call_name, self.calls = CallName(), Calls(streams)
         self.stats: RunStats | None = None
         self.installed = None
+        self._engine: Engine | None = None
         self._source = scheduler
         self._removed = False
         self._processors: list[tuple[WanAttention, WanAttnProcessor]] = []
         self._hooked: torch.nn.Module | None = None  # the transformer whose blocks are hooked
-        self.reset_state(None)
 
     # ---- life cycle
 
@@ -186,14 +203,15 @@ class _Hook(ModelHook):
 
     def reset_state(self, module):
         """The run is over: diffusers' pipelines call this when they end, and so does everything that ends one here."""
-        if getattr(self, "_engine", None) is not None:
-            self._engine.close()
-        self._let_go()
-        self._engine: Engine | None = None
-        self._schedule, self._evaluation, self._timestep, self._key = Schedule(), 0, None, ()
-        self._served: list[str] = []
-        self._calls = self.streams
+        self._close()
+        self.calls.reset()
         return module
+
+    def _close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+        self._engine = None
+        self._let_go()
 
     def _let_go(self) -> None:
         """Leave the transformer's insides alone again."""
@@ -205,25 +223,29 @@ class _Hook(ModelHook):
     def _route_attention(self, attentions: list[WanAttention]) -> None:
         """Send these layers' self-attention through the engine, and no others."""
         for attention, stock in self._processors:
-            attention.set_processor(stock)
+            if isinstance(attention.processor, ContextProcessor):  # not where it was set anew since
+                attention.set_processor(stock)
         self._processors = [(attention, attention.processor) for attention in attentions]
         for layer, (attention, stock) in enumerate(self._processors):
             attention.set_processor(ContextProcessor(lambda: self._engine, layer, stock))
 
-    def _begin(self, module, call: dict, timestep: float) -> None:
-        self.reset_state(module)
+    def _begin(self, module, call: dict, timestep: float, place: Place) -> None:
+        self._close()
         sample, scheduler = call["hidden_states"], getattr(self._source, "scheduler", self._source)
-        self._key = (tuple(sample.shape), sample.dtype, sample.device)
-        self._schedule = Schedule.starting_at(timestep, scheduler, boundary(self._source, module))
-        self._timestep = timestep
+        schedule = Schedule.starting_at(timestep, scheduler, boundary(self._source, module))
+        self.calls.schedule, policy = schedule, self.policy
+        if place.doubtful and not policy.schedule:  # nothing is reused before the second step has told
+            policy = replace(policy, warmup=max(policy.warmup or 0, 2))
         try:
-            setup = read_setup(module, call, self.policy, self._schedule, scheduler, self.mask, self.streams)
-            self._engine = Engine(self.policy, setup)
+            setup = read_setup(module, call, policy, schedule, scheduler, self.mask, self.streams)
+            if place.several:
+                setup = replace(setup, reason=SEVERAL)
+            self._engine = Engine(policy, setup)
         except Exception as error:  # a run that works without us works with us
             reason = f"setting up failed ({type(error).__name__}: {error})"
             grid = TokenGrid.of_latent(sample)
             self._engine = Engine(
-                self.policy, RunSetup(grid, self._schedule.sigmas, ModelShape(1, 1, 1), reason=reason)
+                self.policy, RunSetup(grid, schedule.sigmas, ModelShape(1, 1, 1), reason=reason)
             )
         self.stats = self._engine.stats
         if self._engine.wants_attention:
@@ -243,11 +265,14 @@ class _Hook(ModelHook):
         call = dict(call.arguments)
         call.pop("self")
         return_dict, call["return_dict"] = call["return_dict"], False
-        stream = self._locate(module, call)
-        engine, sample = self._engine, call["hidden_states"]
+        sample, timestep = call["hidden_states"], float(call["timestep"].max())
+        place = self.calls.place(sample, timestep, self.call_name.name)
+        if place.begins:
+            self._begin(module, call, timestep, place)
+        engine, compute = self._engine, partial(self._compute, module, call)
         try:
             with torch.set_grad_enabled(torch.is_grad_enabled() and engine.exact):
-                output = engine.evaluate(self._evaluation, (stream,), sample, partial(self._compute, module, call))
+                output = engine.evaluate(place.evaluation, (place.stream,), sample, compute)
         except BaseException:
             self.reset_state(module)
             raise
@@ -268,22 +293,3 @@ class _Hook(ModelHook):
         packed["timestep"] = pack_timesteps(call["timestep"], selection, grid.height * grid.width, grid.size)
         with rotary_rows(module.rope, sample, selection):
             return forward(**packed)[0]
-
-    def _locate(self, module, call: dict) -> str:
-        """Name the call's stream and find its evaluation; a new run begins where the schedule is not followed on."""
-        timestep, sample, named = float(call["timestep"].max()), call["hidden_states"], self.call_name.name
-        # a pipeline that does not name its calls has them told apart by their order
-        served = named in self._served if named else len(self._served) >= self._calls
-        if self._engine is None or self._key != (tuple(sample.shape), sample.dtype, sample.device):
-            self._begin(module, call, timestep)
-        elif timestep != self._timestep or served:
-            following = self._evaluation + 1
-            if following == 1:
-                self._calls = len(self._served)
-            if self._schedule.has(following, timestep) or not self._schedule.timesteps:
-                self._evaluation, self._timestep, self._served = following, timestep, []
-            else:
-                self._begin(module, call, timestep)
-        name = named or f"call {len(self._served)}"
-        self._served.append(name)
-        return name

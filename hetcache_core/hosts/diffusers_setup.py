@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.hooks.hooks import BaseState, StateManager
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import Tensor
 
@@ -16,72 +14,12 @@ from ..policy import CachePolicy
 from ..setup import RunSetup
 from ..tokens import TokenClasses, TokenGrid, classify, pool_latent_mask, pool_pixel_mask, vace_mask
 from .diffusers_blocks import split_over_devices, why_no_blocks
+from .diffusers_calls import Schedule
 
-COMPILED = "the whole transformer is compiled, which hooks undo; compile blocks: transformer.compile_repeated_blocks()"
-
-
-class CallName(StateManager):
-    """Where diffusers puts the name of the call (cond, uncond); the state itself is the engine's."""
-
-    def __init__(self):
-        super().__init__(BaseState)
-        self.name: str | None = None
-
-    def set_context(self, context: Any) -> None:
-        """Take a context: its bare name in older versions, an object with a name in newer ones, None at its end."""
-        self.name = getattr(context, "name", context)
-
-    def reset(self, *args: object, **kwargs: object) -> None:
-        self.name = None
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The part of a scheduler's schedule one transformer serves.
-
-    Args:
-        timesteps: of its evaluations, ``[n]``. sigmas: their noise levels and the one after the last, ``[n + 1]``.
-    """
-
-    timesteps: tuple[float, ...] = ()
-    sigmas: tuple[float, ...] = ()
-
-    @classmethod
-    def starting_at(cls, timestep: float, scheduler: Any, last: float = 0.0) -> Schedule:
-        """What is left of a scheduler's schedule from a timestep on; empty where that timestep is not in it.
-
-        Args:
-            timestep: of the first call.
-            scheduler: with ``timesteps`` and ``sigmas``, or None.
-            last: timesteps below it belong to another transformer (Wan 2.2's boundary).
-        """
-        timesteps, sigmas = (getattr(scheduler, name, None) for name in ("timesteps", "sigmas"))
-        if timesteps is None or sigmas is None or len(sigmas) < len(timesteps):
-            return cls()
-        timesteps = [float(t) for t in timesteps]
-        first = next((i for i, t in enumerate(timesteps) if _same(t, timestep)), None)
-        if first is None:
-            return cls()
-        end = next((i for i, t in enumerate(timesteps) if i > first and t < last), len(timesteps))
-        levels = [*(float(s) for s in sigmas[: len(timesteps)]), 0.0]
-        return cls(tuple(timesteps[first:end]), tuple(levels[first : end + 1]))
-
-    def has(self, evaluation: int, timestep: float) -> bool:
-        """Whether an evaluation is at this timestep."""
-        return evaluation < len(self.timesteps) and _same(self.timesteps[evaluation], timestep)
-
-
-def boundary(source: Any, module: torch.nn.Module) -> float:
-    """Timestep below which another transformer takes over, where a pipeline has two (Wan 2.2) and this is the first."""
-    config = getattr(source, "config", {})
-    ratio = config.get("boundary_ratio") if getattr(source, "transformer_2", None) is not None else None
-    if ratio is None or getattr(source, "transformer", None) is not module:
-        return 0.0
-    return ratio * source.scheduler.config.num_train_timesteps
-
-
-def _same(a: float, b: float) -> bool:
-    return abs(a - b) < 0.5  # models are called with rounded timesteps
+COMPILED = (
+    "the whole transformer is compiled, which hooks undo; compile none of it, or only blocks "
+    "(transformer.compile_repeated_blocks()), with which steps are only reused"
+)
 
 
 def read_setup(
@@ -109,6 +47,7 @@ def read_setup(
         call["encoder_hidden_states"].shape[1],
     )
     classes, reason = _classes(call, policy, mask)
+    reason = reason or _foreign_cache(model)
     if not reason and tuple(config.patch_size) != (1, 2, 2):
         reason = f"the model cuts patches of {tuple(config.patch_size)}; only (1, 2, 2) is supported"
     if not reason and not schedule.timesteps:
@@ -136,6 +75,16 @@ def self_attentions(model: torch.nn.Module) -> list[WanAttention]:
     return [block.attn1 for block in (*getattr(model, "vace_blocks", ()), *model.blocks)]
 
 
+def _foreign_cache(model: torch.nn.Module) -> str:
+    """Why a cache of diffusers on this transformer rules out another, or empty. All of them keep state in hooks."""
+    for module in model.modules():
+        registry = getattr(module, "_diffusers_hook", None)
+        for name, hook in registry.hooks.items() if registry is not None else ():
+            if hook._is_stateful and not name.startswith("hetcache"):
+                return f"another cache works on this transformer ({name}); take it off: transformer.disable_cache()"
+    return ""
+
+
 def _no_partials(model: torch.nn.Module) -> str:
     foreign = {type(a.processor).__name__ for a in self_attentions(model) if type(a.processor) is not WanAttnProcessor}
     if foreign:
@@ -143,7 +92,7 @@ def _no_partials(model: torch.nn.Module) -> str:
     if split_over_devices(model):
         return "each device sees a part of the tokens; evaluations are only reused"
     if getattr(model, "_compiled_call_impl", None) is not None:  # since HetCache was applied
-        return f"{COMPILED}; evaluations are only reused"
+        return COMPILED
     if any(getattr(block, "_compiled_call_impl", None) is not None for block in model.blocks):
         return "the blocks are compiled; evaluations are only reused"
     return ""

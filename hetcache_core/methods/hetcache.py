@@ -25,7 +25,8 @@ class HetCache(Method):
     of each of 16 clusters (:mod:`hetcache_core.semantic`), and see only what they compute. Ours is that a context token
     counts for as many as it stands for, and so are warm-up, cool-down, the most evaluations reused in a row and the
     most without a full one, as for plans (at high thresholds these last two decide; the paper's code means to have the
-    first two), and that nothing is partial where that would cost 95% of a full evaluation. A policy may say otherwise
+    first two; of 8 evaluations and fewer warm-up is one and there is no cool-down, or nothing would be left to cache),
+    and that nothing is partial where that would cost 95% of a full evaluation. A policy may say otherwise
     of each: with ``memory_share`` partial evaluations attend to remembered context, with ``forecast_order`` predictions
     are followed.
 

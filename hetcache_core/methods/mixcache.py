@@ -9,14 +9,15 @@ guidance is never derived from a cached step; a cached step renews nothing.
 
 The paper's body gives no thresholds, tables or exact trigger in what could be read of it. Our choices: the trigger (at
 least a tenth of the evaluations and the rules' warm-up are over, and the change per evaluation stayed below ``trigger``
-twice in a row; the rules' cool-down ends it); all distances on generative tokens; an interval of 1 to 4 cached
-evaluations between full ones; deviation as how far the full evaluation after them would have been missed by a forecast
-from what was computed last, weighted by the granularity's impact over the step's, with the lower bound a third of the
-upper; what is reused is forecast as everywhere here, not held (``forecast_order`` 0 holds it); and what a cfg or block
-evaluation made of what it computed counts as the newest prediction, from which a step after it is served, and that of a
-block evaluation, which computes both streams, renews their difference too. One granularity an evaluation: the paper
-lets cfg and block combine, which our decision does not, and knows no partial evaluations, on which guidance may be
-reused too (H, in plans and schedules).
+twice in a row; the rules' cool-down ends it, of which 8 evaluations and fewer have none); all distances on generative
+tokens, that of blocks on 64 of them and as the mean over runs of blocks, whose deltas are kept as one; an interval of 1
+to 4 cached evaluations between full ones; deviation as how far the full evaluation after them would have been missed by
+a forecast from what was computed last, weighted by the granularity's impact over the step's, with the lower bound a
+third of the upper; what is reused is forecast as everywhere here, not held (``forecast_order`` 0 holds it); and what a
+cfg or block evaluation made of what it computed counts as the newest prediction, from which a step after it is served,
+and that of a block evaluation, which computes both streams, renews their difference too. One granularity an evaluation:
+the paper lets cfg and block combine, which our decision does not, and knows no partial evaluations, on which guidance
+may be reused too (H, in plans and schedules).
 """
 
 from __future__ import annotations

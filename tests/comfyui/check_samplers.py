@@ -93,14 +93,22 @@ def test_a_sampler_that_chooses_its_steps_is_given_up():
     assert psnr(result, sample(load(), QUICK, sampler=ADAPTIVE, cfg=1.0)) > 20
 
 
-def test_an_unknown_sampler_is_taken_to_evaluate_once_a_step():
+def test_an_unknown_sampler_is_taken_to_evaluate_once_a_step_and_to_add_noise():
+    found = []
+
     class Other(comfy.samplers.KSAMPLER):
         pass
 
+    def around(executor, *args, **kw):
+        found.append(EvaluationSchedule.of(Sampling.of(executor.class_obj, args, kw)))
+        return executor(*args, **kw)
+
     patched, report = host.apply(load(), CachePolicy(schedule="FPRF"))
+    patched.add_wrapper(WrappersMP.OUTER_SAMPLE, around)
     sampler = Other(comfy.samplers.sampler_object("euler").sampler_function)
     with torch.inference_mode():
         comfy.sample.sample_custom(patched, comfy.sample.prepare_noise(QUICK.latent, 7), 1.0, sampler,
                                    torch.tensor([1.0, 0.8, 0.6, 0.3, 0.0]), *QUICK.conds(), QUICK.latent,
                                    disable_pbar=True, seed=7)  # fmt: skip
     assert report.runs[-1].decisions == "FPRF"
+    assert found[0].stochastic and len(found[0].sigmas) == 5

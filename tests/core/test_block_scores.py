@@ -59,6 +59,9 @@ def test_shares_and_thresholds_split():
     for share, background in ((0.0, ()), (0.5, (1, 3)), (0.75, (1, 2, 3)), (1.0, (0, 1, 2, 3))):
         profile = BlockProfile.of_scores(SHAPE, scores, share=share, name="mine")
         assert profile.background == background and BlockProfile.from_json(profile.to_json()) == profile
+    for share in (-0.1, 70):
+        with pytest.raises(ValueError, match="from 0 to 1"):
+            BlockProfile.of_scores(SHAPE, scores, share=share, name="mine")
 
 
 @pytest.mark.parametrize(

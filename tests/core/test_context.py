@@ -1,4 +1,3 @@
-import math
 
 import pytest
 import torch
@@ -118,12 +117,12 @@ def test_flash_attention_is_asked_for_where_torch_says_it_runs(monkeypatch, devi
     assert all(p.query.dtype == dtype and p.query.shape[-1] == 128 and p.attn_mask is None for p in asked)
 
 
-def test_groups_merged_by_log_sum_exp_equal_one_biased_call():
+@pytest.mark.parametrize("groups", [1, 2, 17])
+def test_groups_merged_by_log_sum_exp_equal_one_biased_call(groups):
     query = torch.randn(2, 5, 2, 128)
     key, value = torch.randn(2, 2, 40, 2, 128).unbind(0)
-    bias = torch.zeros(40)
-    bias[10:] = math.log(6.5)
+    bias = (1 + 5.5 * (torch.arange(40) % groups)).log()
     weights = KeyWeights.of(bias)
     merged = attend_in_groups(query, key, value, weights)
-    assert len(weights.groups) == 2
+    assert len(weights.groups) == groups
     torch.testing.assert_close(merged, attend(query, key, value, weights), rtol=1e-5, atol=1e-6)

@@ -10,6 +10,7 @@ from hetcache_core.costs import ModelShape
 from hetcache_core.packing import pack
 from hetcache_core.prepare import prepare
 from hetcache_core.setup import choose_tier
+from hetcache_core.signals import ChangeRecorder
 from hetcache_core.tiers import NO_MEMORY, MemoryTier
 from hetcache_core.tokens import TokenGrid, classify
 
@@ -238,6 +239,23 @@ def test_streams_are_measured_one_by_one_whether_they_come_together_or_not():
         assert not engine.stats.warnings
         profiles.append(engine.stats.profile("mine", ErrorProfile.load("wan")))
     assert profiles[0] == profiles[1] == profiles[2]
+
+
+def test_a_prompt_of_a_part_of_the_run_does_not_count_in_a_profile():
+    engines = [Engine(CachePolicy(method="measure"), setup()) for _ in range(2)]
+    for engine, part in zip(engines, (range(0), range(4, 9)), strict=True):
+        model = Model(engine)
+        for evaluation in range(STEPS):
+            for stream in ("cond", "uncond", *(["passing"] if evaluation in part else [])):
+                model.run(evaluation, (stream,))
+        assert not engine.stats.warnings
+    assert len({engine.stats.profile("mine", ErrorProfile.load("wan")) for engine in engines}) == 1
+
+
+def test_measuring_keeps_no_graph_of_what_it_saw():
+    recorder, rows = ChangeRecorder(torch.arange(4)), torch.randn(1, 2, 4, 2, 2, requires_grad=True)
+    recorder.add(2 * rows)
+    assert not any(past.requires_grad for past in recorder._past)
 
 
 def test_a_profile_needs_a_measuring_run():

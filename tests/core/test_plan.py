@@ -311,6 +311,10 @@ def test_profiles_load_by_name_and_file_and_say_what_is_wrong(tmp_path):
     values = json.loads(WAN.to_json())
     with pytest.raises(ValueError, match="second"):
         ErrorProfile(**{**values, "second": [1.0, float("nan")]})
+    for name, value in (("cooldown", 2.5), ("warmup", 10), ("sigmas", [14.6, 0.5])):
+        with pytest.raises(ValueError, match=name):
+            ErrorProfile(**{**values, name: value})
+    assert ErrorProfile(**{**values, "cooldown": 2.0}).cooldown == 2
     path.write_text('{"name": "x"}')
     with pytest.raises(ValueError, match="not an error profile"):
         ErrorProfile.load(str(path))

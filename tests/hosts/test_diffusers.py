@@ -12,6 +12,7 @@ from diffusers import (
 
 from hetcache_core import CachePolicy
 from hetcache_core.hosts import diffusers as host
+from hetcache_core.hosts.diffusers_calls import Schedule
 from hetcache_core.packing import pack, pack_timesteps, to_patches, unpack
 from tests.hosts.small_wan import TOKENS, H, T, W, cached, control, noise, prompts, relative, sample
 
@@ -70,7 +71,7 @@ def test_kv_oracle(vace, batch):
         with vace.cache_context("cond"):
             vace(args[0], scheduler.timesteps[0].expand(batch), *args[1:], return_dict=False)
             # as if the clock stood still between the two evaluations
-            hook._schedule = type(hook._schedule)((1000.0,) * 12, hook._schedule.sigmas)
+            hook.calls.schedule = Schedule((1000.0,) * 12, hook.calls.schedule.sigmas)
             result = vace(args[0], scheduler.timesteps[0].expand(batch), *args[1:], return_dict=False)[0]
         selection = hook._engine.partials.selection
         assert handle.stats.decisions == "FP" and 0 < len(selection) < TOKENS
@@ -172,8 +173,13 @@ def test_an_interrupted_run_leaves_nothing_behind(vace):
             vace(noise(), t[None], prompts()[0], None, control())
         engine = handle._hook._engine
         assert engine._forecasts
-        vace._reset_stateful_cache()  # what a pipeline does when it ends
+        foreign = host.WanAttnProcessor()
+        stock = handle._hook._processors[0][1]
+        vace.blocks[0].attn1.set_processor(foreign)  # between the calls, as a callback may
+        handle.reset()
         assert not engine._forecasts and handle._hook._engine is None
+        assert vace.blocks[0].attn1.processor is foreign
+        vace.blocks[0].attn1.set_processor(stock)
         whole = sample(vace, scheduler, controls=control())
     assert torch.equal(whole, cached(vace, CachePolicy(speed=2.0, warmup=2), controls=control())[0])
 

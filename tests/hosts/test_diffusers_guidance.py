@@ -11,6 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from hetcache_core import CachePolicy, ErrorProfile
 from hetcache_core.hosts import diffusers as host
+from hetcache_core.hosts.diffusers_calls import Schedule
 from tests.hosts.small_wan import cached, control, noise, prompts, relative, sample
 
 
@@ -57,7 +58,7 @@ def test_guidance_reuse_at_an_unchanged_input_gives_both_streams_again(vace):
                 with vace.cache_context(name):
                     outputs.append(vace(noise(), scheduler.timesteps[:1], text, None, control(), return_dict=False)[0])
             # as if the clock stood still between the two evaluations
-            handle._hook._schedule = type(handle._hook._schedule)((1000.0,) * 12, handle._hook._schedule.sigmas)
+            handle._hook.calls.schedule = Schedule((1000.0,) * 12, handle._hook.calls.schedule.sigmas)
         assert handle.stats.decisions == "FG"
     assert torch.equal(outputs[0], outputs[2])
     torch.testing.assert_close(outputs[1], outputs[3], rtol=0, atol=1e-6)

@@ -218,3 +218,60 @@ def test_accelerate_hooks_added_afterwards_survive_removal(vace):
     vace.__dict__.pop("forward", None)
     vace.__dict__.pop("_diffusers_hook", None)
     assert torch.equal(sample(vace, controls=control()), sample(vace, controls=control()))
+
+
+def test_an_offloaded_model_is_cached_in_every_run(vace):
+    """`enable_model_cpu_offload` puts accelerate's hook on anew after each run; ours stays beneath."""
+    hooks = pytest.importorskip("accelerate.hooks")
+    scheduler, policy = FlowMatchEulerDiscreteScheduler(shift=5.0), CachePolicy(speed=2.0, warmup=2, profile="wan")
+    stock, seen = sample(vace, scheduler, controls=control(), steps=16), []
+
+    class Spy(hooks.ModelHook):
+        def pre_forward(self, module, *args, **kwargs):
+            seen.append(True)
+            return args, kwargs
+
+    hooks.add_hook_to_module(vace, Spy())
+    handle = host.apply(vace, policy, scheduler=scheduler)
+    first = sample(vace, scheduler, controls=control(), steps=16)
+    hooks.remove_hook_from_module(vace)
+    hooks.add_hook_to_module(vace, Spy())
+    before = handle.stats
+    second = sample(vace, scheduler, controls=control(), steps=16)
+    assert handle.stats is not before and "P" in handle.stats.decisions and torch.equal(first, second)
+    assert len(seen) == 2 * 2 * 16
+    handle.remove()
+    assert torch.equal(sample(vace, scheduler, controls=control(), steps=16), stock) and len(seen) == 3 * 2 * 16
+    hooks.remove_hook_from_module(vace)
+    vace.__dict__.pop("forward", None)
+    vace.__dict__.pop("_diffusers_hook", None)
+
+
+def test_another_cache_on_the_transformer_means_full_with_the_reason(vace):
+    diffusers = pytest.importorskip("diffusers.hooks")
+    if not hasattr(diffusers, "MagCacheConfig"):
+        pytest.skip("this diffusers has no MagCache")
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    config = diffusers.MagCacheConfig(mag_ratios=[1.0] * 12, num_inference_steps=12, retention_ratio=0.2)
+
+    def mag(run):
+        vace.enable_cache(config)
+        try:
+            return run()
+        finally:
+            vace.disable_cache()
+
+    alone = mag(lambda: sample(vace, scheduler, controls=control()))
+    result, stats = mag(lambda: cached(vace, CachePolicy(speed=2.0), scheduler, controls=control()))
+    assert set(stats.decisions) == {"F"} and "disable_cache()" in stats.summary()
+    assert torch.equal(result, alone) and not torch.equal(alone, sample(vace, scheduler, controls=control()))
+    again = cached(vace, CachePolicy(speed=2.0), scheduler, controls=control())[1]
+    assert "P" in again.decisions  # it is off again
+
+
+def test_a_pipeline_of_two_transformers_is_told_to_patch_each(vace, plain):
+    class Pipeline:
+        transformer, transformer_2, scheduler = vace, plain, FlowMatchEulerDiscreteScheduler()
+
+    with pytest.raises(ValueError, match="apply to each"):
+        host.apply(Pipeline(), CachePolicy())
