@@ -10,8 +10,9 @@ import numpy as np
 
 from benchmarks.comfyui import HELD, host, inside
 from benchmarks.latent import LatentEdit
-from benchmarks.rivals.methods import METHODS, Knobs, fewer
+from benchmarks.rivals.methods import METHODS, Knobs, easycache_bounds, fewer, last_held
 from benchmarks.settings import Setting
+from benchmarks.summary import UNTIMED
 
 SAMPLERS = {"euler": "euler", "unipc": "uni_pc"}
 
@@ -20,8 +21,11 @@ def task(name: str, speed: float, knobs: Knobs, setting: Setting, edit: LatentEd
     """What `comfyui_runs` is to do for one run."""
     if name == "fewer-steps":
         return {"sigmas": edit.sigmas(fewer(setting.steps, speed))}
+    if name == "fewer-steps-held":
+        count = fewer(setting.steps, speed)
+        return {"sigmas": edit.sigmas(count + 1), "policy": last_held(count).to_json()}
     if name == "easycache":
-        return {"easycache": knobs["threshold"]}
+        return {"easycache": [knobs["threshold"], *easycache_bounds(knobs)]}
     return {"policy": METHODS[name].policy(setting.steps, speed, knobs).to_json()}
 
 
@@ -52,7 +56,9 @@ def edited(setting: Setting, index: int, wanted: list[tuple[str, float, Knobs]])
             "seconds": row["seconds"], "decisions": row.get("decisions", ""), "mask_fraction": None,
             "held_bytes": sum(kept) if kept else None, "peak_bytes": None, "psnr": row["psnr"], "ssim": row["ssim"],
         })  # fmt: skip
+        if name in UNTIMED:
+            rows[-1]["speed"] = 1.0 if name == "full" else setting.steps / fewer(setting.steps, speed)
         if name == "fewer-steps":
-            rows[-1] |= {"speed": setting.steps / fewer(setting.steps, speed), "held_bytes": 0}
+            rows[-1]["held_bytes"] = 0
     rows[0]["clip_seconds"] = time.perf_counter() - began
     return rows

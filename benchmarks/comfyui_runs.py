@@ -3,10 +3,10 @@
     python comfyui_runs.py COMFYUI_DIR ROOT TASKS.json
 
 TASKS holds ``sigmas``, ``cfg``, ``threads``, ``seed``, ``sampler``, ``clips`` and ``runs``: name -> ``{}`` for full
-compute, which comes first, or ``{"policy": JSON}``, or ``{"easycache": threshold}``, or ``{"sigmas": [...]}``, another
-schedule. A clip is video, mask and prompt in its ``source``, an npz. Its ``file`` becomes an npz with the decoded video
-of each run under its name, ``seconds.NAME`` of its sampling (of the run in full, the mean of one before the others and
-one after them), and ``stats.NAME``, what HetCache said of it.
+compute, which comes first, or ``{"policy": JSON}``, or ``{"easycache": [threshold, start, end]}``, and with
+``{"sigmas": [...]}`` on another schedule. A clip is video, mask and prompt in its ``source``, an npz. Its ``file``
+becomes an npz with the decoded video of each run under its name, ``seconds.NAME`` of its sampling (of the run in full,
+the mean of one before the others and one after them), and ``stats.NAME``, what HetCache said of it.
 """
 
 import json
@@ -55,7 +55,7 @@ def patched(model, run: dict, mask: torch.Tensor):
         # latent, which would be spoilt. It gets a copy here, as in real use.
         model = model.clone()
         model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "copy", copied)
-        return EasyCacheNode.execute(model, run["easycache"], 0.15, 0.95, False).result[0], None
+        return EasyCacheNode.execute(model, *run["easycache"], False).result[0], None
     return model, None
 
 
@@ -88,7 +88,7 @@ def edit(task: dict, demo, tasks: dict) -> dict:
         began = time.perf_counter()
         result = sample(used, torch.tensor(run.get("sigmas", tasks["sigmas"])))
         took.setdefault(name, []).append(time.perf_counter() - began)
-        out[name] = vae.decode(result)[0].clamp(0, 1).numpy().astype(np.float16)
+        out[name] = vae.decode(result)[0].clamp(0, 1).numpy()
         if report is not None:
             out[f"stats.{name}"] = report.runs[-1].to_json()
     return out | {f"seconds.{name}": sum(seconds) / len(seconds) for name, seconds in took.items()}

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.costs import nano_shape
 from benchmarks.settings import Source
+from hetcache_core import ErrorProfile
 
 TILE = 16  # pixels a token covers, each way
 
@@ -34,6 +36,20 @@ def _span(used: np.ndarray, padding: int) -> slice:
         low = max(0, high - 2 * TILE)
         high = min(len(used), low + 2 * TILE)
     return slice(low, high)
+
+
+def share(shape: tuple[int, int, int], rows: slice, columns: slice) -> float:
+    """What an evaluation of the box costs of one of the whole clip, by arithmetic.
+
+    Args:
+        shape: (F, H, W) of the whole clip.
+    """
+    frames, height, width = shape
+    latent = (frames - 1) // 4 + 1
+    part = latent * ((rows.stop - rows.start) // TILE) * ((columns.stop - columns.start) // TILE)
+    whole = latent * (height // TILE) * (width // TILE)
+    model = nano_shape(ErrorProfile.load("nano"))
+    return model.flops(part, part) / model.flops(whole, whole)
 
 
 def cropped(source: Source, rows: slice, columns: slice) -> Source:

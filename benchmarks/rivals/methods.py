@@ -124,15 +124,25 @@ def _fewer_steps(case: Case, speed: float, knobs: Knobs) -> Outcome:
     return Outcome(stats, case.setting.steps / count, latents, held=0)
 
 
+def last_held(count: int) -> CachePolicy:
+    """So many steps computed, and one more that holds the prediction of the last."""
+    return CachePolicy(schedule="F" * count + "R", forecast_order=0)
+
+
 def _fewer_held(case: Case, speed: float, knobs: Knobs) -> Outcome:
     count = fewer(case.setting.steps, speed)
-    latents, stats = case.edit.sample(count + 1, CachePolicy(schedule="F" * count + "R", forecast_order=0))
+    latents, stats = case.edit.sample(count + 1, last_held(count))
     return Outcome(stats, case.setting.steps / count, latents, held=stats.peak_forecast_bytes)
 
 
 def _easycache(case: Case, speed: float, knobs: Knobs) -> Outcome:
-    bounds = (shifted(percent, FLOW_SHIFT) for percent in (0.15, 0.95))  # the node's defaults
+    bounds = (shifted(percent, FLOW_SHIFT) for percent in easycache_bounds(knobs))
     return case.by_cache(ForwardCache(EasyCache(knobs["threshold"], *bounds)))
+
+
+def easycache_bounds(knobs: Knobs) -> tuple[float, float]:
+    """Between which shares of the schedule EasyCache may skip; the node's defaults."""
+    return knobs.get("start", 0.15), knobs.get("end", 0.95)
 
 
 def _teacache(case: Case, speed: float, knobs: Knobs) -> Outcome:
@@ -175,8 +185,7 @@ def _crop(case: Case, speed: float, knobs: Knobs) -> Outcome:
     part = crop.cropped(source, rows, columns)
     start = crop.noise(source.mask.shape, rows, columns, source.seed)
     edit = LatentEdit(part, setting.cfg, source.seed, setting.sampler, start)
-    _, probe = edit.sample(5, EXACT)
-    steps = min(setting.steps, fewer(case.full_seconds / probe.seconds_of("F"), speed))
+    steps = min(setting.steps, fewer(setting.steps / crop.share(source.mask.shape, rows, columns), speed))
     latents, stats = edit.sample(steps, EXACT)
     video = crop.stitched(source, edit.decode(latents), rows, columns)
     return Outcome(stats, case.full_seconds / stats.seconds, video=video, held=0)  # no whole evaluation is timed in it
@@ -222,6 +231,10 @@ MIXCACHE_KNOBS = tuple(
 
 NO_REUSE = {"threshold": 1.0, "max_reuse": 0}  # partial wherever it may be: with few steps that can be the better half
 
+EASYCACHE_THRESHOLDS = (
+    0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0, 2.0, 3.0
+)  # fmt: skip
+
 FREE = {"max_reuse": 20, "refresh": 100}  # the threshold alone decides; our rules for runs of reuse do not
 
 HETCACHE_KNOBS = tuple(
@@ -242,7 +255,7 @@ METHODS: dict[str, Method] = {
     "share-100": _tier("ours, all of it", memory_share=1.0),
     "held": _tier("ours, all of it, held still", memory_share=1.0, memory_order=0),
     "packed": _tier(
-        "ours, packed as a real model's", memory_share=1.0, memory_bits=8, memory_order=1, memory_turn_bits=2,
+        "ours, packed in 8 bits", memory_share=1.0, memory_bits=8, memory_order=1, memory_turn_bits=2,
         memory_apart_bits=2,
     ),
     "shared": _tier("ours, one copy for cond and uncond", memory_share=1.0, memory_apart_bits=0),
@@ -251,6 +264,15 @@ METHODS: dict[str, Method] = {
     ),
     "assumed": Method(
         "ours, by the profile assumed for real models", policy=_ours(profile="wan"), every_speed=False, kind="ablation"
+    ),
+    # what the default budget of 2048 MB leaves two real models at 480x832 (the README's tables of memory)
+    "as-1.3b": _tier(
+        "ours, as 1.3B at 33 frames gets it", profile="wan", memory_share=1.0, memory_bits=6, memory_order=1,
+        memory_turn_bits=2, memory_apart_bits=2,
+    ),
+    "as-14b": _tier(
+        "ours, as 14B at 81 frames gets it", profile="wan", memory_share=0.34, memory_bits=4, memory_order=0,
+        memory_apart_bits=0,
     ),
     "hetcache-kv": Method(
         "ours, decided as in HetCache's paper", kind="ablation", every_speed=False,
@@ -274,7 +296,10 @@ METHODS: dict[str, Method] = {
     "fewer-steps-held": Method("fewer steps, the last held", _fewer_held),
     "easycache": Method(
         "EasyCache", _easycache,
-        knobs=_thresholds(0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0, 2.0, 3.0),
+        knobs=(
+            *_thresholds(*EASYCACHE_THRESHOLDS),
+            *({**knobs, "start": 0.0, "end": 1.0} for knobs in _thresholds(*EASYCACHE_THRESHOLDS)),
+        ),
     ),
     "magcache": Method("MagCache, calibrated", _magcache, knobs=MAGCACHE_KNOBS),
     "first-block": Method(
@@ -305,7 +330,8 @@ METHODS: dict[str, Method] = {
 # Not among the default ones: what they do is done better by another row. Named with --methods they run.
 ASIDE = ("first-block-diffusers", "cache-dit")
 IN_COMFYUI = (
-    "ours", "forecast", "partial", "hetcache-kv", "hetcache", "profilingdit", "mixcache", "fewer-steps", "easycache"
+    "ours", "forecast", "partial", "as-1.3b", "as-14b", "hetcache-kv", "hetcache", "profilingdit", "mixcache",
+    "fewer-steps", "fewer-steps-held", "easycache",
 )  # fmt: skip
 
 

@@ -249,20 +249,23 @@ def test_the_crops_noise_is_its_part_of_the_whole():
     assert torch.equal(crop.noise((5, 96, 96), slice(32, 64), slice(16, 64), 7), whole[..., 4:8, 2:8])
 
 
-@pytest.mark.parametrize(("budget", "steps"), [(2.0, 6), (4.0, 3), (40.0, 1)])
-def test_a_crop_takes_as_many_steps_as_fit_by_their_time(monkeypatch, budget, steps):
-    """Of a clip that takes 10 seconds a step for six, and a crop that takes 5."""
+@pytest.mark.parametrize(("budget", "steps"), [(5.5, 6), (11.0, 3), (300.0, 1)])
+def test_a_crop_takes_as_many_steps_as_fit_by_arithmetic(monkeypatch, budget, steps):
+    """Of a clip of 36 tokens a frame, six of them in the box: a sixth, and a little more for reading the prompt."""
 
     class Edit:
         def __init__(self, source, *args):
             self.shape = source.video.shape
 
         def sample(self, count, policy):
-            return None, SimpleNamespace(seconds=5.0 * count, seconds_of=lambda kind: 5.0)
+            return None, SimpleNamespace(seconds=5.0 * count)
 
         def decode(self, latents):
             return np.zeros(self.shape, np.float32)
 
+    rows, columns = crop.box(masked(slice(40, 50), slice(33, 70)), 0)
+    assert 1 / 6 < crop.share((5, 96, 96), rows, columns) < 0.18 < crop.share((5, 96, 96), slice(0, 96), columns)
+    assert crop.share((5, 96, 96), slice(0, 96), slice(0, 96)) == 1.0
     monkeypatch.setattr(methods, "LatentEdit", Edit)
     mask = np.broadcast_to(masked(slice(40, 50), slice(33, 70))[1], (5, 96, 96))
     source = Source(np.zeros((5, 96, 96, 3), np.uint8), mask, "red circle", 0)
