@@ -1,4 +1,5 @@
-"""Write the results into the README and the pages behind it from the committed files; no number is typed by hand.
+"""Write the results into the README and the pages behind it from the committed files, and draw their plots; no number
+is typed by hand.
 
 python -m benchmarks.report
 """
@@ -10,7 +11,8 @@ from pathlib import Path
 
 from benchmarks import few_forecasts, forecasts, foretold, real_size, tiers, traffic
 from benchmarks.kinds import OPTIMIST
-from benchmarks.overview import by_speed, made_on, overview, titled
+from benchmarks.overview import by_speed, made_on, overview, spread, titled
+from benchmarks.pareto import draw
 from benchmarks.rivals.methods import METHODS
 from benchmarks.settings import MAIN, SETTINGS, Setting
 from benchmarks.summary import summarise
@@ -25,7 +27,7 @@ def bench_table(result: dict) -> list[str]:
     lines = [
         titled(result),
         "",
-        "| at | | clips | speed (measured) | planning counted | of the stock run | PSNR mask | SSIM mask | ring | "
+        "| at | | clips | speed | planning counted | of the stock run | PSNR mask | SSIM mask | ring | "
         "outside | all | ours ahead at that budget, paired | held | peak, whole process |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -33,7 +35,7 @@ def bench_table(result: dict) -> list[str]:
         if entry["name"] == "full":
             continue
         ahead, psnr, held = entry.get("ours_ahead"), entry["psnr"], entry["held_mb"]
-        gain = f"{ahead['mean']:+.1f} ± {ahead['spread']:.1f} dB" if ahead else ""
+        gain = f"{spread(ahead['mean'], ahead)} dB" if ahead else ""
         others = " | ".join("" if psnr[part] is None else f"{psnr[part]:.1f}" for part in ("ring", "outside", "all"))
         kinds = (entry.get("speed_with_planning"), entry["stock_speed"])
         planned, stock = ("" if speed is None else f"{speed:.2f}x" for speed in kinds)
@@ -150,8 +152,9 @@ def kinds_table(result: dict) -> list[str]:
 def sections() -> dict[Path, str]:
     """The page that shows results -> its results section."""
     benched = bench_results()
-    few = Setting(steps=6, cfg=1.0).name
-    front = [by_speed(result) for result in benched if result["setting"] in (MAIN.name, few)]
+    few = [Setting(steps=6, cfg=1.0, sampler=sampler).name for sampler in ("unipc", "euler")]
+    shown = {result["setting"]: result for result in benched}
+    front = [by_speed(shown[name]) for name in (MAIN.name, *few) if name in shown]
     front += [overview(benched)] if benched else []
     behind = [bench_table(result) for result in benched]
     tables = (
@@ -190,6 +193,8 @@ def updated(page: str, section: str) -> str:
 def main() -> None:
     for path, section in sections().items():
         path.write_text(updated(path.read_text(), section))
+    for result in bench_results():
+        draw(result["setting"], result["summary"], RESULTS / "bench" / f"{result['setting']}.png")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ NAMES = {  # dearest first
     FULL: "full", BLOCKS: "blocks", GUIDANCE: "guidance", PARTIAL: "partial", HALF: "half", REUSE: "reuse"
 }  # fmt: skip
 PARTS = {HALF: PARTIAL + GUIDANCE}  # what a kind is made of, where it is not itself alone
+NO_ERROR = (0.0, 0.0, 0.0)
 HISTORY = 3  # full evaluations that show how context moves: its value, its slope, its bend
 
 
@@ -238,29 +239,38 @@ class ErrorModel:
 
     def by_evaluation(self, decisions) -> list[tuple[float, float, float]] | None:
         """Error of each evaluation by cause: forecasts, stale context, spill. None where the sequence breaks a rule."""
-        found, rules = [], self.rules
-        g, age, renewing = 0, 0, rules.renewing
+        found, g, age = [], 0, 0
         for i, decision in enumerate(decisions):
-            g, age = g + 1, age + 1
-            if decision == FULL:
-                g, age = 0, 0
-                found.append((0.0, 0.0, 0.0))
-                continue
-            if self.forced_full(i) or age >= rules.refresh:
+            step = self.step(decision, i, g, age)
+            if step is None:
                 return None
-            if decision == REUSE:
-                if g > self.most_reuse[i]:
-                    return None
-                found.append(self._at(REUSE, i, g, age))
-            elif decision in renewing:
-                found.append(self._at(decision, i, 0, age))
-                g = 0
-            else:
-                return None
+            reached, g, age = step
+            found.append(self._at(decision, i, reached, age))
         return found
+
+    def step(self, decision: str, i: int, g: int, age: int) -> tuple[int, int, int] | None:
+        """How long ago the last computed evaluation was at one, and then after it, and the last full one after it, from
+        how long ago they were before it; None where it breaks a rule."""
+        if decision == FULL:
+            return 0, 0, 0
+        g, age = g + 1, age + 1
+        if age >= self.rules.refresh or self.forced_full(i):
+            return None
+        if decision == REUSE:
+            return None if g > self.most_reuse[i] else (g, g, age)
+        return (0, 0, age) if decision in self.rules.renewing else None
+
+    def erring(self, decision: str, i: int, g: int, age: int) -> float:
+        """Error of one evaluation that breaks no rule, ``g`` and ``age`` as :meth:`step` has them."""
+        if decision == FULL:
+            return 0.0
+        renewed, reused = self._listed
+        return reused[i][g - 1][age - 1] if decision == REUSE else renewed[i][decision][age - 1]
 
     def _at(self, kind: str, i: int, g: int, age: int) -> tuple[float, float, float]:
         """Error of one evaluation by cause, worked out once."""
+        if kind == FULL:
+            return NO_ERROR
         place = (kind, i, g, age)
         if place not in self._known:
             causes = self._reused(i, g, age) if kind == REUSE else self._renewed(kind, i, age)
@@ -322,6 +332,13 @@ class ErrorModel:
         renewed = [[sum(self._renewed(k, i, aged)) for k in kinds or (PARTIAL,)] for i in range(self.n)]
         gaps = [np.arange(1, most + 1)[:, None] for most in self.most_reuse]
         return np.array(renewed), [sum(self._reused(i, gaps[i], aged[None])) for i in range(self.n)]
+
+    @cached_property
+    def _listed(self) -> tuple[list[dict[str, list[float]]], list[list[list[float]]]]:
+        """The same as plain numbers, those of renewing kinds by kind."""
+        renewed, reused = self._errors
+        kinds = self.rules.renewing
+        return [dict(zip(kinds, row, strict=False)) for row in renewed.tolist()], [table.tolist() for table in reused]
 
     def _start(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Where the programme begins: (g, age) after what is done; at first as if one had just been computed."""

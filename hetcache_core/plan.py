@@ -13,9 +13,9 @@ from functools import lru_cache
 
 from .costs import Costs
 from .error_model import FULL, REUSE, ErrorModel, Rules, total_cost
+from .local_search import spend
 from .profile import ErrorProfile
 
-MOST_IMPROVEMENTS = 30  # rounds of local search; it settles in fewer, this bounds very long schedules
 SEAM = 1.26  # 2 dB: what a cool-down may add to the predicted error, which knows nothing of the seam it mends
 LEASH = 1.5  # 3.5 dB: what full evaluations at their usual distance may add to it, which underrates long absences
 ALLOW = ", and so would max_reuse 1, which lets single evaluations be forecast"
@@ -132,7 +132,7 @@ def _plan(
             f"{helps} or a shorter warm-up would help{'' if rules.max_reuse else ALLOW}"
         )
     else:
-        decisions = _spend(model, decisions, budget)
+        decisions = spend(model, decisions, budget * SLACK)
         cost = model.cost(decisions)
     return Plan("".join(decisions), evaluations / cost, model.error(decisions), note, costs, rules.cooldown)
 
@@ -158,29 +158,3 @@ def _cheapest_error(model: ErrorModel, budget: float) -> list[str]:
         else:
             cheap = between
     return cheap
-
-
-def _spend(model: ErrorModel, decisions: list[str], budget: float) -> list[str]:
-    """Improve a sequence within the budget: dearer decisions where they fit, and swaps of neighbours."""
-    decisions = list(decisions)
-    error, cost = model.error(decisions), model.cost(decisions)
-    kinds = (FULL, *model.rules.renewing, REUSE)
-    for _ in range(MOST_IMPROVEMENTS):
-        options = []
-        for i in range(len(model.done), len(decisions)):
-            old = decisions[i]
-            for new in kinds:
-                if new != old:
-                    options.append([*decisions[:i], new, *decisions[i + 1 :]])
-            for j in range(i + 1, min(i + 4, len(decisions))):
-                if decisions[j] != old:
-                    swapped = list(decisions)
-                    swapped[i], swapped[j] = swapped[j], swapped[i]
-                    options.append(swapped)
-        costs = [model.cost(o) for o in options]
-        fitting = [(model.error(o), c, o) for c, o in zip(costs, options, strict=True) if c <= budget * SLACK]
-        candidate = min(fitting, default=None, key=lambda option: option[:2])
-        if candidate is None or candidate[0] >= error - 1e-12:
-            break
-        error, cost, decisions = candidate
-    return decisions

@@ -98,7 +98,7 @@ As the workflow *hetcache_vace_inpainting*, with the CausVid LoRA: 6 steps, cfg 
 can take its place, at strength 1.
 
 With so few steps none can be left out, so **speed** is 1.8 here and **max_reuse** is 0: HetCache only limits some
-steps to the masked region. The smaller the mask, the more that saves: about 2 times with a fifth of the clip.
+steps to the masked region. The smaller the mask, the more that saves: about 1.8 times with a fifth of the clip.
 """, speed=1.8, steps=6, cfg=1.0, lora=True, files=(VACE, CAUSVID, TEXT, VAE), max_reuse=0)  # fmt: skip
 
 
