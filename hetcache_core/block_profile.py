@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .blocks import BlockSplit
 from .costs import ModelShape
+from .profile import read_small
 
 ALIKE = 0.1  # weights that differ by less, of their size, are the same but for their number format
 
@@ -139,7 +140,7 @@ class BlockProfile:
         shipped = resources.files(__package__) / "profiles" / f"blocks_{name_or_path}.json"
         source = shipped if shipped.is_file() else Path(name_or_path)
         try:
-            return cls.from_json(source.read_text(encoding="utf-8"))
+            return cls.from_json(read_small(source))
         except (OSError, UnicodeDecodeError):
             known = ", ".join(SHIPPED)
             text = f"no block profile {name_or_path!r}: neither shipped ({known}) nor a file; auto chooses one"

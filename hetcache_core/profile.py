@@ -208,7 +208,25 @@ class ErrorProfile:
         shipped = resources.files(__package__) / "profiles" / f"{name_or_path}.json"
         source = shipped if shipped.is_file() else Path(name_or_path)
         try:
-            return cls.from_json(source.read_text(encoding="utf-8"))
+            return cls.from_json(read_small(source))
         except (OSError, UnicodeDecodeError):
             text = f"no error profile {name_or_path!r}: neither shipped (nano, wan) nor a file; auto chooses one"
             raise ValueError(text) from None
+
+
+MOST_BYTES = 1 << 20  # of a profile's file; they have a few thousand
+
+
+def read_small(source: Path) -> str:
+    """The text of a file of at most a megabyte.
+
+    Raises:
+        OSError: it is no plain file (a device would never end), or longer.
+    """
+    if not source.is_file():
+        raise OSError(f"{source} is not a file")
+    with source.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise OSError(f"{source} is too long for a profile")
+    return content.decode("utf-8")

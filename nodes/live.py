@@ -18,22 +18,24 @@ SHARE = 0.002  # of a run's time that its news may take; a small model's evaluat
 
 
 class Setups:
-    """What the last runs were about, by the id of their HetCache Patch Model; for planning them anew."""
+    """What the last runs were about, by workflow and HetCache Patch Model; for planning them anew."""
 
     def __init__(self):
-        self._of: dict[str, RunSetup] = {}
+        self._of: dict[tuple[str | None, str], RunSetup] = {}
 
-    def keep(self, node: str, setup: RunSetup) -> None:
-        self._of.pop(node, None)
-        self._of[node] = on_cpu(setup)
+    def keep(self, workflow: str | None, node: str, setup: RunSetup) -> None:
+        self._of.pop((workflow, node), None)
+        self._of[workflow, node] = on_cpu(setup)
         while len(self._of) > MOST_SETUPS:
             del self._of[next(iter(self._of))]
 
-    def find(self, nodes: list[str]) -> RunSetup | None:
-        """The last run of one of these nodes, else the last of any."""
+    def find(self, workflow: str | None, nodes: list[str]) -> tuple[RunSetup | None, bool]:
+        """The last run of one of these nodes, else of their workflow, else of any; and whether it is of another one.
+        Prompts that no editor queued have no workflow and count as of any."""
         of = dict(self._of)  # in one go: a run may begin in another thread meanwhile
-        known = [node for node in of if node in nodes] or list(of)
-        return of[known[-1]] if known else None
+        its = [place for place in of if place[0] in (workflow, None)]
+        known = [place for place in its if place[1] in nodes] or its
+        return (of[(known or list(of))[-1]], not known) if of else (None, False)
 
 
 last_setups = Setups()
@@ -72,7 +74,7 @@ class Live:
                       "run": uuid.uuid4().hex[:12]}  # fmt: skip
         self._begun, self._spent = time.perf_counter(), 0.0
         if setup is not None:
-            last_setups.keep(self.node, setup)
+            last_setups.keep(workflow, self.node, setup)
         self._send(stats)
 
     def evaluated(self, stats: RunStats) -> None:

@@ -57,6 +57,9 @@ class LoadMaskVideo(io.ComfyNode):
             mask = fit_length(mask, clip_frames, length_policy, source.name)
         told = {"frames": len(mask), "fps": fps, "width": mask.shape[2], "height": mask.shape[1],
                 **numbers(edited(mask))}  # fmt: skip
+        told["settings"] = {"file": file, "path": path, "channel": channel, "threshold": threshold, "invert": invert,
+                            "grow": grow, "feather": feather, "frame_rate": frame_rate, "skip_frames": skip_frames,
+                            "frame_cap": frame_cap}  # fmt: skip
         return io.NodeOutput(mask, len(mask), fps, ui={"hetcache_mask": (told,), **_preview(mask, fps, images)})
 
     @classmethod

@@ -11,9 +11,11 @@ from .load_mask_video import NO_FILE, source_of
 from .mask_files import MaskError, TooLarge
 from .mask_ops import edited, finish, numbers
 from .mask_video import CHANNELS, decode
+from .paths import is_remote
 
 LOOKED_AT = 256 << 20  # bytes of decoded mask, one a pixel: what takes longer is left to the run
 FRAMES = 16  # finished at once, each four bytes a pixel
+REMOTE = "A file of another computer is read once the workflow runs."
 LONG = "This mask is long: its numbers show once the workflow runs."
 
 
@@ -38,6 +40,8 @@ def look(settings: Mapping[str, str]) -> dict:
         raise ValueError("a setting is out of its range")
     if file == NO_FILE and not path.strip():
         return {}
+    if is_remote(path):
+        return {"error": REMOTE}
     if not path.strip() and not _in_its_folder(file):
         raise ValueError("the file is not one of the input folder")
     try:

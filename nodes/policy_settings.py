@@ -11,6 +11,7 @@ from ..hetcache_core.policy import PRESETS, CachePolicy
 from ..hetcache_core.profile import ErrorProfile
 from .compat import known
 from .paths import as_written
+from .profile_model import profile_file
 from .types import CATEGORY, Policy
 
 AUTO = -1  # of a number that is chosen for the run
@@ -63,8 +64,8 @@ def _methods() -> dict[str, list]:
             io.Int.Input("interval_min", default=AUTO, min=AUTO, max=100,
                          tooltip=f"The interval shrinks to this towards the end. {AUTO} keeps it as it is."),
             io.String.Input("block_profile", default="auto",
-                            tooltip="Which of the model's blocks are reused: a file from HetCache Profile Model, or "
-                            "auto."),
+                            tooltip="Which of the model's blocks are reused: the name HetCache Profile Model was "
+                            "given, a file of its, or auto."),
         ],
         "mixcache": [
             io.Float.Input("trigger", default=0.10, min=0.0, max=10.0, step=0.01,
@@ -142,7 +143,7 @@ class PolicySettings(io.ComfyNode):
     def fingerprint_inputs(cls, method=None, profile=None, **_) -> list:
         """Changes where a profile's file is written anew."""
         blocks = method.get("block_profile") if isinstance(method, dict) else None
-        files = [pathlib.Path(as_written(name)) for name in (profile, blocks) if isinstance(name, str)]
+        files = [pathlib.Path(_file_of(name)) for name in (profile, blocks) if isinstance(name, str)]
         return [(str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files if f.is_file()]
 
     @classmethod
@@ -165,7 +166,7 @@ def make_policy(preset: str, speed: float, memory_budget_mb: float, method: dict
                          f"this node ({', '.join(_methods())}), or a preset.")  # fmt: skip
     fine = {name: value for name, value in {**method, **fine}.items() if not _left_to_us(name, value)}
     fine |= {name: value.strip() for name, value in fine.items() if isinstance(value, str)}
-    fine |= {name: as_written(fine[name]) or "auto" for name in FILES if name in fine}
+    fine |= {name: _file_of(fine[name]) or "auto" for name in FILES if name in fine}
     try:
         policy = CachePolicy(speed=speed, memory_budget_mb=memory_budget_mb, **fine)
         for kind, name in ((ErrorProfile, policy.profile), (BlockProfile, policy.block_profile)):
@@ -174,6 +175,13 @@ def make_policy(preset: str, speed: float, memory_budget_mb: float, method: dict
     except ValueError as error:
         raise ValueError(f"Cache Policy Settings: {error}. Correct it on this node, or choose a preset.") from None
     return policy
+
+
+def _file_of(name: str) -> str:
+    """What a profile's name stands for: a file that HetCache Profile Model made by it, or what is written."""
+    name = as_written(name)
+    made = profile_file(name) if name else None
+    return str(made) if made and made.is_file() else name
 
 
 def _left_to_us(name: str, value) -> bool:

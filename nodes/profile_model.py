@@ -7,6 +7,7 @@ import re
 
 import comfy.sample
 import folder_paths
+import latent_preview
 import torch
 from comfy_api.latest import io, ui
 
@@ -53,9 +54,8 @@ class ProfileModel(io.ComfyNode):
         cls, model, positive, latent: dict, name: str, steps: int, reused_share: float, seed: int, mask=None
     ) -> io.NodeOutput:
         profile = measure(model, positive, latent, name, steps, reused_share, seed, mask)
-        folder = pathlib.Path(folder_paths.get_output_directory()) / FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"blocks_{file_name(name)}.json"
+        path = profile_file(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(profile.to_json(), encoding="utf-8")
         picture = torch.tensor(draw_scores(profile)).float()[None] / 255
         shown = {"text": (str(path),), **ui.PreviewImage(picture, cls=cls).as_dict()}
@@ -76,11 +76,16 @@ def measure(model, positive, latent: dict, name: str, steps: int, share: float, 
     samples = comfy.sample.fix_empty_latent_channels(patched, latent["samples"])
     comfy.sample.sample(
         patched, comfy.sample.prepare_noise(samples, seed), steps, 1.0, "euler", "simple", positive, positive, samples,
-        noise_mask=latent.get("noise_mask"), seed=seed,
+        noise_mask=latent.get("noise_mask"), seed=seed, callback=latent_preview.prepare_callback(patched, steps),
     )  # fmt: skip
     if not report.runs:
         raise ValueError("nothing was sampled")
     return report.runs[-1].block_profile(name, share=share)
+
+
+def profile_file(name: str) -> pathlib.Path:
+    """Where the profile of a name is kept."""
+    return pathlib.Path(folder_paths.get_output_directory()) / FOLDER / f"blocks_{file_name(name)}.json"
 
 
 def file_name(name: str) -> str:

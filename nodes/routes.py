@@ -17,10 +17,13 @@ from ..hetcache_core.tiers import NO_MEMORY
 from ..hetcache_core.tokens import classify
 from .live import last_setups
 from .mask_look import look
+from .paths import is_remote
 from .policy_settings import make_policy
 
 PLAN = "/hetcache/plan"
 MASK = "/hetcache/mask"
+ELSEWHERE = "this is for the clip of another workflow's last run"
+REMOTE = "a file of another computer is read once the workflow runs"
 log = logging.getLogger("hetcache")
 _one_mask, _one_plan = asyncio.Lock(), asyncio.Lock()
 
@@ -35,24 +38,30 @@ def register() -> None:
 
 
 async def _plan(request: web.Request) -> web.Response:
-    """``{"settings": {widget: value}, "nodes": [ids of Patch Models]}`` -> the plan, or why there is none."""
+    """``{"settings": {widget: value}, "workflow": id, "nodes": [ids of Patch Models]}`` -> the plan, or why there is
+    none."""
     try:
         asked = await request.json()
         settings, nodes = dict(asked["settings"]), [str(node) for node in asked.get("nodes", ())]
+        workflow = asked.get("workflow")
     except (KeyError, TypeError, ValueError):
         return web.json_response({"error": "settings are missing"}, status=400)
-    try:
-        policy = policy_of(settings)
-    except (TypeError, ValueError) as error:
+    if any(is_remote(str(settings.get(name, ""))) for name in settings if name.endswith("profile")):
+        return web.json_response({"known": True, "error": REMOTE})
+    try:  # beside the event loop: it may read a file
+        policy = await asyncio.to_thread(policy_of, settings)
+    except (KeyError, TypeError, ValueError) as error:
         return web.json_response({"known": True, "error": str(error)})
-    setup = last_setups.find(nodes)
+    setup, other = last_setups.find(workflow, nodes)
     if setup is None:
         return web.json_response({"known": False})
     try:  # beside the event loop, which has a generation to report
         async with _one_plan:
             if _left(request):
                 return web.Response()
-            return web.json_response(await asyncio.to_thread(forecast, policy, setup))
+            answer = await asyncio.to_thread(forecast, policy, setup)
+            answer["note"] = "; ".join(filter(None, (ELSEWHERE if other else "", answer["note"])))
+            return web.json_response(answer)
     except Exception as error:
         log.warning("HetCache cannot plan this: %s", error)
         return web.json_response({"known": True, "error": f"this cannot be planned ({error})"})

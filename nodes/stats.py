@@ -49,7 +49,9 @@ class Stats(io.ComfyNode):
         if stats is not None and stats.kept:
             report = f"{KEPT}\n\n{report}"
         shown = {"text": (report,)}
-        if stats is not None and stats.runs:
+        if stats is None or not stats.runs:
+            shown["hetcache_unmeasured"] = (report,)
+        else:
             shown |= ui.PreviewImage(pictures, cls=cls).as_dict()
             shown["hetcache"] = tuple({**panel(run, video), "kept": stats.kept and KEPT} for run in stats.runs)
         return io.NodeOutput(latent, report, pictures, everything, ui=shown)

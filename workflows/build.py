@@ -9,7 +9,6 @@ import json
 import pathlib
 import sys
 import urllib.request
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -124,7 +123,7 @@ def api_form(graph: Graph, definitions: dict) -> dict:
     return prompt
 
 
-def editor_form(name: str, graph: Graph, definitions: dict, version: str) -> dict:
+def editor_form(graph: Graph, definitions: dict, version: str) -> dict:
     """What the editor opens, laid out."""
     nodes, groups, links, x, y, bottom = [], [], [], 0, 0, 0
     for number, group in enumerate(graph.groups, 1):
@@ -145,7 +144,7 @@ def editor_form(name: str, graph: Graph, definitions: dict, version: str) -> dic
         for index, output in enumerate(form["outputs"]):
             output["links"] = outgoing.get((form["id"], index))
     return {
-        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{PACK}/{name}")), "revision": 0,
+        "revision": 0,  # without an id: the editor gives one to every copy that is opened, and panels tell by it
         "last_node_id": len(nodes), "last_link_id": len(links), "nodes": nodes, "links": links, "groups": groups,
         "config": {}, "extra": {"ds": {"scale": 0.6, "offset": [60, 120]}}, "version": 0.4,
     }  # fmt: skip
@@ -198,7 +197,7 @@ def files(definitions: dict, version: str) -> dict[pathlib.Path, str]:
     for name, draw in GRAPHS.items():
         graph = Graph()
         draw(graph)
-        forms[HERE / f"{name}.json"] = editor_form(name, graph, definitions, version)
+        forms[HERE / f"{name}.json"] = editor_form(graph, definitions, version)
         forms[HERE / "api" / f"{name}.json"] = api_form(graph, definitions)
     return {path: json.dumps(form, indent=1, ensure_ascii=False) + "\n" for path, form in forms.items()}
 

@@ -169,8 +169,8 @@ def test_an_event_of_a_long_run_takes_less_than_two_milliseconds(browser):
 
 def test_the_planner_is_asked_about_the_last_run(browser):
     _, stats = watched(core.CachePolicy(speed=2.0), steps=20)
-    setup = live.last_setups.find(["7"])
-    assert setup is not None and setup is live.last_setups.find(["no such node"])
+    setup, other = live.last_setups.find("flow", ["7"])
+    assert setup is not None and not other and live.last_setups.find("flow", ["no such node"]) == (setup, False)
     same = routes.forecast(core.CachePolicy(speed=2.0), setup)
     assert same["planned"] == stats.planned and same["predicted"] == stats.predicted_speed
     assert same["held_bytes"] == stats.planned_context_bytes + stats.planned_block_bytes and same["total"] == 20
@@ -183,9 +183,24 @@ def test_the_planner_is_asked_about_the_last_run(browser):
     assert wide["planned"] != same["planned"] or wide["predicted"] < same["predicted"]
 
 
+def test_the_last_run_of_the_same_workflow_goes_first(browser):
+    watched(core.CachePolicy(speed=2.0), steps=20)
+    setup, kept = live.last_setups.find("flow", ["7"])[0], live.Setups()
+    for workflow, node, cell in ((None, "7", 8), ("a", "7", 9), ("b", "8", 10), ("a", "9", 11)):
+        kept.keep(workflow, node, replace(setup, cell=cell))
+    asked = [("a", ["7"]), ("a", []), ("b", ["7"]), ("c", ["7"]), ("c", ["5"])]
+    assert [(s.cell, other) for s, other in (kept.find(*place) for place in asked)] == [
+        (9, False), (11, False), (8, False), (8, False), (8, False)
+    ]  # fmt: skip
+    only = live.Setups()
+    only.keep("a", "7", setup)
+    assert [only.find(workflow, ["7"])[1] for workflow in "ab"] == [False, True]
+    assert live.Setups().find("a", []) == (None, False)
+
+
 def test_the_planner_says_what_the_clip_is(browser):
     _, stats = watched(core.CachePolicy(speed=2.0), steps=20)
-    setup = live.last_setups.find(["7"])
+    setup, _ = live.last_setups.find("flow", ["7"])
     clip = routes.forecast(core.CachePolicy(), setup)["clip"]
     frames, height, width = setup.grid.shape
     assert clip == {"latent_frames": frames, "width": 16 * width, "height": 16 * height}
@@ -196,7 +211,7 @@ def test_the_planner_says_what_the_clip_is(browser):
 
 def test_the_planner_knows_the_mask_by_the_last_runs_threshold_only(browser):
     watched(core.CachePolicy(speed=2.0), steps=20)
-    setup = live.last_setups.find(["7"])
+    setup, _ = live.last_setups.find("flow", ["7"])
     assert "mask_threshold" not in routes.forecast(core.CachePolicy(), setup)["note"]
     assert "after the next run" in routes.forecast(core.CachePolicy(mask_threshold=0.5), setup)["note"]
 
@@ -220,3 +235,15 @@ def test_settings_are_refused_before_anything_ran(monkeypatch):
     monkeypatch.setattr(routes, "last_setups", live.Setups())
     answer = json.loads(asyncio.run(routes._plan(Request())).body)
     assert "schedule must start with F" in answer["error"]
+
+
+@pytest.mark.parametrize("path", [r"\\nas\share\p.json", "//nas/share/p.json", '"//nas/p.json"'])
+def test_looking_at_a_workflow_goes_to_no_other_computer(path):
+    """A workflow that is opened names files; what only shows its numbers must not send credentials around."""
+
+    class Request:
+        async def json(self):
+            return {"settings": {"preset": "custom", "speed": 3.0, "memory_budget_mb": 512.0, "profile": path}}
+
+    assert "once the workflow runs" in json.loads(asyncio.run(routes._plan(Request())).body)["error"]
+    assert "once the workflow runs" in routes.look({"path": path, "channel": "luma"})["error"]

@@ -97,3 +97,27 @@ def test_a_picture_that_cannot_be_drawn_stops_nothing(report, monkeypatch):
     monkeypatch.setattr(type(report[0].runs[0]), "picture", broken)
     words, picture, numbers, _ = told(report[0])
     assert "3 full, 2 partial" in words and numbers["runs"] and picture.shape[-1] == 3
+
+
+def test_a_block_profile_is_found_by_the_name_it_was_given(tmp_path, monkeypatch):
+    made = importlib.import_module("custom_nodes_hetcache.nodes.profile_model")
+    blocks = importlib.import_module("custom_nodes_hetcache.hetcache_core.block_profile")
+    monkeypatch.setattr(made.folder_paths, "get_output_directory", lambda: str(tmp_path))
+    with pytest.raises(ValueError, match="no block profile 'my model'"):
+        policy("profilingdit", block_profile="my model")
+    file = made.profile_file("my model")
+    file.parent.mkdir()
+    file.write_text(blocks.BlockProfile.load("nano").to_json())
+    found = settings.make_policy("custom", 3.0, 512.0, {"method": "profilingdit", "block_profile": " my model "})
+    assert found.block_profile == str(file)
+    written = {"method": "profilingdit", "block_profile": "my model"}
+    assert len(settings.PolicySettings.fingerprint_inputs(method=written)) == 1
+    assert policy("profilingdit", block_profile="wan14b").block_profile == "wan14b"
+
+
+def test_what_never_ends_is_no_profile(tmp_path):
+    """A workflow names the file; the server must not read a device for ever."""
+    (tmp_path / "long.json").write_text(" " * 2_000_000)
+    for name in ("/dev/zero", str(tmp_path / "long.json")):
+        with pytest.raises(ValueError, match="no error profile"):
+            policy(profile=name)

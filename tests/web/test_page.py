@@ -62,6 +62,39 @@ def test_a_run_that_was_stopped_stays_so_and_no_other(editor):
     editor.until("HET.panel('hetcache_live')?.dataset.state === 'stopped'")
 
 
+def test_a_run_whose_end_was_not_heard_of_is_not_shown_as_going_on(editor):
+    """The connection broke, or the server did: once it is back, what is in no queue has ended."""
+    node = editor.js("String(HET.node('HetCachePatchModel').id)")
+    editor.page.evaluate("(detail) => HET.tell(detail)", {**RUN, "node": node, "run": "lost", "prompt": "lost"})
+    assert editor.state("hetcache_live") == "sampling"
+    editor.js("app.api.dispatchEvent(new CustomEvent('reconnected'))")
+    editor.until("HET.panel('hetcache_live').dataset.state === 'stopped'")
+    assert "ended while the connection was lost" in editor.text("hetcache_live")
+
+
+def test_statistics_go_to_the_workflow_that_was_run(editor):
+    """The host hands what a node gave to whichever workflow is on screen."""
+    patch, stats = (editor.js(f"String(HET.node('{kind}').id)") for kind in ("HetCachePatchModel", "HetCacheStats"))
+    here = editor.js("app.graph.id")
+    give = """(detail) => app.api.dispatchEvent(new CustomEvent("executed", { detail }))"""
+    for workflow in ("another", here):
+        told = {**RUN, "node": patch, "workflow": workflow, "prompt": workflow, "ended": True}
+        editor.page.evaluate("(detail) => HET.tell(detail)", told)
+        output = {"hetcache_unmeasured": [f"of {workflow}"]}
+        editor.page.evaluate(give, {"prompt_id": workflow, "node": stats, "display_node": stats, "output": output})
+        assert (f"of {workflow}" in editor.text("hetcache_stats")) == (workflow == here)
+
+
+def test_the_wheel_zooms_over_a_panel_with_nothing_to_scroll(editor):
+    if editor.nodes2:
+        pytest.skip("Nodes 2.0 handles the wheel itself")
+    editor.look_at("HetCachePatchModel")
+    before = editor.js("app.canvas.ds.scale")
+    editor.js("HET.panel('hetcache_live').dispatchEvent(new WheelEvent('wheel', { deltaY: -120, bubbles: true, "
+              "cancelable: true, clientX: 400, clientY: 300 })) && 0")  # fmt: skip
+    editor.until(f"app.canvas.ds.scale !== {before}")
+
+
 def test_what_is_kept_of_earlier_pages_is_bounded(editor):
     """A browser grants a few megabytes, and the host keeps its workflows there as well."""
     editor.js("Array.from({ length: 60 }, (_, i) => sessionStorage.setItem(`hetcache:gone/${i}`, '{}')).length")

@@ -70,8 +70,10 @@ def test_every_method_shows_its_own_settings(editor):
     editor.set(NODE, "profile", "lost.json")
     editor.set(NODE, "method", "off")
     editor.until(f"HET.widget('{NODE}', 'refresh').hidden")
-    editor.set(NODE, "preset", "balanced")  # with which the memory budget counts whatever the method says
-    editor.until(f"!HET.widget('{NODE}', 'memory_budget_mb').hidden")
+    editor.set(NODE, "preset", "balanced")  # with which the memory budget counts whatever the method says, and no other
+    editor.until(f"!HET.widget('{NODE}', 'memory_budget_mb').hidden && HET.widget('{NODE}', 'speed').hidden")
+    assert {"preset", "memory_budget_mb"} <= shown(editor) and not shown(editor) & {"speed", "method", "schedule"}
     editor.set(NODE, "preset", "custom")
+    editor.until(f"!HET.widget('{NODE}', 'speed').hidden")
     editor.until(f"HET.widget('{NODE}', 'refresh').hidden")
     assert {"schedule", "profile"} <= shown(editor)  # they would be refused: they must be seen to be taken out

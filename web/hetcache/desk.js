@@ -12,6 +12,8 @@ import { say } from "./words.js";
 const PROGRESS = "hetcache.progress";
 const PLAN = "/hetcache/plan";
 const LOOK = "/hetcache/mask";
+const MOST_PROMPTS = 64;
+const unfinished = (run) => run?.run && !run.ended && !run.stopped;
 
 export class Desk {
   /** @param app the host's application @param api its connection to the server */
@@ -19,6 +21,7 @@ export class Desk {
     this.app = app;
     this.api = api;
     this.panels = new WeakMap(); // node -> its panel; nodes that are removed take theirs along
+    this.workflows = new Map(); // prompt -> the workflow it was queued from, of those that told
   }
 
   get root() {
@@ -31,7 +34,12 @@ export class Desk {
     for (const end of ["execution_interrupted", "execution_error"]) {
       this.api.addEventListener(end, ({ detail }) => this.stopped(detail?.prompt_id, end));
     }
-    this.api.addEventListener("execution_success", () => this.each(POLICY, (panel) => panel.refresh()));
+    this.api.addEventListener("execution_success", ({ detail }) => {
+      this.stopped(detail?.prompt_id, "lost"); // its last word came before this, or never
+      this.each(POLICY, (panel) => panel.refresh());
+    });
+    this.api.addEventListener("reconnected", () => this.settle());
+    this.api.addEventListener("executed", ({ detail }) => this.executed(detail));
   }
 
   /** Put a panel on a node that wants one. */
@@ -67,18 +75,24 @@ export class Desk {
     node.hideOutputImages = true; // the host's preview would show the same again, in Nodes 2.0
     node.onDrawBackground = () => {}; // and in the classic canvas
     this.panels.set(node, panel);
-    after(node, "onExecuted", (output) => {
-      if (!output) return;
-      if (output.hetcache) panel.show(output.hetcache);
-      else if (output.text) panel.plain(output.text[0]);
-      const key = this.keyFor(node);
-      if (key) keep(key, { runs: output.hetcache, text: output.text?.[0] });
-    });
-    this.whenPlaced(node, (key) => {
-      const shown = recall(key);
-      if (shown?.runs) panel.show(shown.runs);
-      else if (shown?.text) panel.plain(shown.text);
-    });
+    this.whenPlaced(node, (key) => this.showStats(panel, recall(key)));
+  }
+
+  showStats(panel, shown) {
+    if (shown?.runs) panel.show(shown.runs);
+    else if (shown?.text) panel.plain(shown.text);
+  }
+
+  /** What a node gave. The host tells nodes only of the workflow on screen, and tells them of any; this knows whose. */
+  executed({ prompt_id: prompt, display_node: shown, node, output } = {}) {
+    if (!output?.hetcache && !output?.hetcache_unmeasured) return;
+    const here = this.root?.id;
+    const workflow = this.workflows.get(prompt) ?? here;
+    const id = shown ?? node;
+    const stats = { runs: output.hetcache, text: output.hetcache_unmeasured?.[0] };
+    keep(keyOf(workflow, id), stats);
+    const target = workflow === here && nodeOf(this.root, id);
+    if (target?.comfyClass === STATS) this.showStats(this.panels.get(target), stats);
   }
 
   furnishMask(node) {
@@ -87,20 +101,21 @@ export class Desk {
     showStills(node);
     this.panels.set(node, panel);
     after(node, "onExecuted", (output) => {
-      if (!output?.hetcache_mask) return;
-      panel.show(output.hetcache_mask[0]);
+      const mask = output?.hetcache_mask?.[0];
+      if (!mask) return;
       const key = this.keyFor(node);
-      if (key) keep(key, { mask: output.hetcache_mask[0], settings: panel.settings() });
+      if (key) keep(key, { mask });
+      if (panel.isOf(mask)) panel.show(mask);
     });
-    this.whenPlaced(node, (key) => { // what a run gave with other settings says nothing of these
+    this.whenPlaced(node, (key) => {
       const last = recall(key);
-      if (last?.mask && JSON.stringify(last.settings) === JSON.stringify(panel.settings())) panel.show(last.mask);
+      if (last?.mask && panel.isOf(last.mask)) panel.show(last.mask);
     });
   }
 
   /** What the server would plan with the settings of a node; rejects with words for a person. */
   async plan(node, settings, signal) {
-    const body = JSON.stringify({ settings, nodes: readers(this.root, node, PATCH_MODEL) });
+    const body = JSON.stringify({ settings, workflow: this.root.id, nodes: readers(this.root, node, PATCH_MODEL) });
     const headers = { "Content-Type": "application/json" };
     let answer;
     try {
@@ -130,7 +145,9 @@ export class Desk {
   whenPlaced(node, then) {
     after(node, "onConfigure", () => queueMicrotask(() => {
       const key = this.keyFor(node);
-      if (key) then(key);
+      if (!key) return;
+      then(key);
+      if (unfinished(recall(key))) this.settle();
     }));
   }
 
@@ -143,6 +160,8 @@ export class Desk {
 
   progress(run) {
     const here = this.root?.id;
+    if (run.prompt && run.workflow) this.workflows.set(run.prompt, run.workflow);
+    if (this.workflows.size > MOST_PROMPTS) this.workflows.delete(this.workflows.keys().next().value);
     keep(keyOf(run.workflow ?? here, run.node), run);
     if (run.workflow && here && run.workflow !== here) return; // another tab's workflow; it looks when it is opened
     const node = nodeOf(this.root, run.node);
@@ -152,9 +171,21 @@ export class Desk {
 
   /** The host says, to every page, that a prompt ended before its runs did. */
   stopped(prompt, how) {
-    const its = (run) => run.run && !run.ended && (run.prompt ?? prompt) === prompt;
+    const its = (run) => unfinished(run) && (run.prompt ?? prompt) === prompt;
     for (const run of kept().filter(its)) run.stopped = how;
     this.each(PATCH_MODEL, (panel) => panel.again());
+  }
+
+  /** Runs that the server has no more in its queue have ended, where this page was not there to hear it. */
+  async settle() {
+    try {
+      const queue = await (await this.api.fetchApi("/queue")).json();
+      const queued = [...queue.queue_running, ...queue.queue_pending].map(([, prompt]) => prompt);
+      const lost = new Set(kept().filter(unfinished).map((run) => run.prompt).filter((prompt) => prompt && !queued.includes(prompt)));
+      for (const prompt of lost) this.stopped(prompt, "lost");
+    } catch {
+      // no server, no news: it will be asked when the connection is back
+    }
   }
 
   each(kind, act) {

@@ -14,7 +14,9 @@ export function keep(key, value) {
 export function recall(key) {
   if (latest.has(key)) return latest.get(key);
   try {
-    return JSON.parse(sessionStorage.getItem(key));
+    const stored = JSON.parse(sessionStorage.getItem(key));
+    if (stored) keep(key, stored);
+    return stored;
   } catch {
     return null;
   }

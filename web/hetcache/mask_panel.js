@@ -11,7 +11,7 @@ const ASKED = ["file", "path", "channel", "threshold", "invert", "grow", "feathe
 /**
  * @param {(settings: object, signal: AbortSignal) => Promise<object>} ask the server for the numbers of a file; rejects
  *   where it cannot
- * @returns {{settings(), show(mask), look(), fail(words)}}
+ * @returns {{isOf(mask), show(mask), look(), fail(words)}}
  */
 export function maskPanel(node, ask) {
   const panel = addPanel(node, "hetcache_mask", say("Mask numbers"), 138, 300);
@@ -41,7 +41,11 @@ export function maskPanel(node, ask) {
   };
 
   const view = {
-    settings,
+    /** Whether a run's mask was made with the settings as they are now. */
+    isOf({ settings: made }) {
+      const now = settings();
+      return !made || !now || Object.entries(made).every(([name, value]) => (now[name] ?? value) === value);
+    },
     /** The mask that a run gave. */
     show(mask) {
       stop();

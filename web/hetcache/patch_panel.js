@@ -7,7 +7,11 @@ import { say } from "./words.js";
 
 export const PATCH_MODEL = "HetCachePatchModel";
 
-const STOPPED = { execution_interrupted: () => say("stopped"), execution_error: () => say("ended by an error") };
+const STOPPED = {
+  execution_interrupted: () => say("stopped"),
+  execution_error: () => say("ended by an error"),
+  lost: () => say("ended while the connection was lost"),
+};
 
 /** @returns {{show(run), again(), untouched(reason), blank()}} */
 export function patchPanel(node) {

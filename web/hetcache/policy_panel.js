@@ -64,7 +64,7 @@ export function policyPanel(node, ask) {
       return panel.show(el("p", { class: "het-blank" }, say("A setting comes from another node. What is planned shows on "
         + "HetCache Patch Model once the workflow runs.")));
     }
-    if (plan.error) return panel.show(notes([plan.error], "warn"));
+    if (plan.error) return panel.show(notes([say(plan.error)], "warn"));
     if (!plan.known) {
       return panel.show(el("p", { class: "het-blank" }, say("Nothing has run yet. After the first run this shows, for its clip and "
         + "mask, what these settings would do: speed, steps of each kind, memory.")));

@@ -16,7 +16,9 @@ const TALLEST = 480; // pixels that a panel grows to by itself; beyond, it scrol
  * @returns {{element: HTMLElement, show: (...children) => void, onRemove: (f: () => void) => void, resize}}
  */
 export function addPanel(node, name, label, minHeight, minWidth = 320) {
-  const element = el("section", { class: "het-panel", "aria-label": label, tabindex: 0, "data-hetcache": name });
+  const element = el("section", { class: "het-panel", "aria-label": label, tabindex: 0, "data-hetcache": name,
+    "data-capture-wheel": "true" }); // Nodes 2.0 scrolls what has it, once it is clicked
+  element.addEventListener("wheel", zoomed, { passive: false });
   let height = minHeight;
   const widget = node.addDOMWidget(name, "hetcache", element, {
     serialize: false, hideOnZoom: false, getMinHeight: () => height,
@@ -53,6 +55,14 @@ export function addPanel(node, name, label, minHeight, minWidth = 320) {
     onRemove: (f) => leave.push(f),
     resize,
   };
+}
+
+/** In the classic canvas the wheel zooms over a panel too, but for one that has something to scroll. */
+function zoomed(event) {
+  const panel = event.currentTarget;
+  if (globalThis.LiteGraph?.vueNodesMode || (!event.ctrlKey && panel.scrollHeight > panel.clientHeight + 1)) return;
+  event.preventDefault();
+  globalThis.app?.canvas?.processMouseWheel?.(event);
 }
 
 /** Whether a widget's value comes from another node, and is not known before the workflow runs. */
