@@ -5,6 +5,7 @@ The folder receives the inputs and outputs. Raises where something is not as the
 
 import importlib
 import os
+import re
 import sys
 import types
 from pathlib import Path
@@ -136,10 +137,15 @@ def check_look() -> None:
     def look(**changes):
         return looked.look({name: str(value) for name, value in (SETTINGS | changes | {"invert": "false"}).items()})
 
+    panel = (ROOT / "web/hetcache/mask_panel.js").read_text()
+    asked = set(re.findall(r'"(\w+)"', re.search(r"ASKED = \[(.*?)\]", panel)[1]))
     for changes in ({}, {"grow": 5, "feather": 3}, {"skip_frames": 2, "frame_cap": 3}, {"frame_rate": 8.0},
                     {"file": "turned.mp4"}, {"file": "a.png"}, {"path": "short.mp4", "file": "(none)"}):  # fmt: skip
         (told,) = node.execute(**SETTINGS | changes).ui["hetcache_mask"]
+        made = told.pop("settings")
         assert look(**changes) == told, changes
+        assert made == {name: value for name, value in {**SETTINGS, **changes}.items() if name in made}
+        assert made.keys() == asked, "the page compares these with its own"
     inverted = looked.look({"file": "m.mp4", "threshold": "0.5", "invert": "true"})
     assert abs(inverted["share"] + look()["share"] - 1) < 1e-6
     assert look(file="(none)") == {}
