@@ -108,7 +108,17 @@ def _opened(file: Path, name: str):
             raise MaskError(f"{name}: has no picture, only {kinds or 'a header'}. Choose a video or an image.")
         if streams[0].codec_context is None:
             raise MaskError(f"{name}: is in a format that cannot be decoded here. Export it as mp4, webm or mov.")
-        yield container, streams[0]
+        try:
+            yield container, streams[0]
+        finally:
+            rest(streams[0].codec_context)
+
+
+def rest(decoder: av.CodecContext) -> None:
+    """Let a decoder's threads come to rest before it is freed in the middle of a file. Where PyAV logs, as in ComfyUI,
+    they take Python's lock to do so; freeing holds the lock and waits for them, for ever."""
+    if decoder.is_open:
+        decoder.flush_buffers()  # waits without the lock
 
 
 def _moving(file: Path) -> Frames | None:
@@ -160,8 +170,11 @@ def _decoded(container, stream, alpha: bool) -> Iterator[av.VideoFrame]:
         yield from container.decode(stream)
     else:
         context = av.CodecContext.create(decoder, "r")
-        for packet in container.demux(stream):
-            yield from context.decode(packet)
+        try:
+            for packet in container.demux(stream):
+                yield from context.decode(packet)
+        finally:
+            rest(context)
 
 
 def _timed(frames: Iterator[av.VideoFrame], base: Fraction, rate: Fraction, duration: Fraction) -> Iterator[Timed]:

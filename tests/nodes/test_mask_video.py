@@ -1,6 +1,9 @@
 """Decoding: every container and channel, times, and files that cannot be used."""
 
+import subprocess
+import sys
 import wave
+from pathlib import Path
 
 import av
 import numpy as np
@@ -270,3 +273,27 @@ def test_preview_over_a_clip_is_the_clip_with_the_mask_in_colour(square, tmp_pat
     red, blue = (plane[:, 4:-4:8, 4:-4:8].astype(int) for plane in (red, blue))
     assert (red - blue)[inside].min() > 60 and abs(red - blue)[outside].max() < 30
     assert abs(red[outside] - 128).max() < 20
+
+
+STOPS_EARLY = """
+import logging, sys
+from pathlib import Path
+import av
+from nodes.mask_files import MaskError, find
+from nodes.mask_video import decode
+logging.basicConfig(stream=sys.stdout)
+av.logging.set_level(av.logging.DEBUG)
+for _ in range(50):
+    try:
+        decode(find(sys.argv[1], Path()), "alpha")
+    except MaskError:
+        continue
+    raise AssertionError("it has no alpha channel")
+"""
+
+
+def test_a_file_left_in_the_middle_hangs_nothing(square, encode, tmp_path):
+    """Its decoder's threads log, for which they need the lock that whoever frees the decoder holds."""
+    encode(tmp_path / "a.mp4", square, "libx264", "yuv420p")
+    run = [sys.executable, "-c", STOPS_EARLY, tmp_path / "a.mp4"]
+    subprocess.run(run, cwd=Path(__file__).parents[2], check=True, timeout=60, stdout=subprocess.DEVNULL)
