@@ -52,6 +52,7 @@ def shown(editor) -> set[str]:
     if not editor.nodes2:
         return set(editor.js(f"HET.node('{NODE}').widgets.filter((w) => !w.hidden).map((w) => w.name)"))
     text = f"document.querySelector(`[data-node-id='${{HET.node('{NODE}').id}}']`).innerText"
+    text += ".replace(HET.panel('hetcache_plan').innerText, '')"  # which speaks of speed and schedules too
     return set(re.findall(r"[a-z_]+", editor.js(text)))
 
 
