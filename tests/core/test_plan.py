@@ -1,14 +1,13 @@
 import json
 import re
 from dataclasses import replace
-from itertools import combinations_with_replacement, product
+from itertools import product
 
 import numpy as np
 import pytest
 
 from hetcache_core.costs import Costs, ModelShape
 from hetcache_core.error_model import ErrorModel, Rules, awaited, total_cost
-from hetcache_core.local_search import Around
 from hetcache_core.methods import Planned
 from hetcache_core.plan import SLACK, Plan, _cheapest_error, plan
 from hetcache_core.policy import CachePolicy
@@ -401,18 +400,3 @@ def test_a_cool_down_is_given_up_only_where_the_target_leaves_too_little_for_it(
         ends[speed] = plan(sigmas(30), Costs(0.31), speed, free, nano).decisions[-2:]
         assert plan(sigmas(30), Costs(0.31), speed, asked, nano).decisions.endswith("FF")
     assert ends[2.0] == "FF" and ends[4.0] != "FF"
-
-
-@pytest.mark.parametrize("sequence", ["FFPPRFPRPFRRPFPF", "FFRPRPRPPPFPPRFF"])
-def test_what_a_change_errs_and_costs_is_worked_out_around_it_alone(sequence):
-    costs = Costs(0.37, storing=0.05)
-    model = ErrorModel(sigmas(len(sequence)), WAN, costs, rules(cooldown=1))
-    around, legal = Around(model, list(sequence)), 0
-    for i, j in combinations_with_replacement(range(len(sequence)), 2):
-        for new in product("FPR", repeat=2):
-            changes = dict(zip((i, j), new, strict=True))
-            changed = "".join(changes.get(k, decision) for k, decision in enumerate(sequence))
-            assert around.cost(changes) == pytest.approx(total_cost(changed, costs))
-            assert around.error(changes) == pytest.approx(model.error(changed))
-            legal += model.error(changed) < float("inf")
-    assert legal > 100

@@ -1,9 +1,11 @@
 """The demo from end to end on a random, tiny model: what it writes, and what it says when it cannot."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from demo import report
 from demo.__main__ import main
 from demo.media import read_video
 
@@ -136,3 +138,14 @@ def test_a_failure_while_writing_leaves_earlier_results_alone(tmp_path):
         raise OSError("disk full")
     assert [file.name for file in tmp_path.iterdir()] == ["demo"]
     assert (out / "full.mp4").read_text() == "earlier"
+
+
+def test_a_run_that_was_timed_beside_other_work_is_said_to_be():
+    def run(name, speed, own):
+        regions = dict.fromkeys(("mask", "ring", "outside", "all"), 40.0)
+        stats = SimpleNamespace(note="", speed=own)
+        return SimpleNamespace(name=name, target=2.0, predicted_speed=2.0, speed=speed, seconds=1.0, psnr=regions,
+                               ssim=regions, peak_context_bytes=0, stats=stats)  # fmt: skip
+
+    said = report.table([run("full", 1.0, 1.0), run("speed-2", 10.0, 2.1), run("speed-3", 3.2, 3.0)])
+    assert "speed-2: by its own full evaluations 2.10x" in said and "speed-3: by" not in said
