@@ -5,7 +5,7 @@
 TASKS holds ``sigmas``, ``cfg``, ``threads``, ``seed``, ``sampler``, ``clips`` and ``runs``: name -> ``{}`` for full
 compute, which comes first, or ``{"policy": JSON}``, or ``{"easycache": [threshold, start, end]}``, and with
 ``{"sigmas": [...]}`` on another schedule. A clip is video, mask and prompt in its ``source``, an npz. Its ``file``
-becomes an npz with the decoded video of each run under its name, ``seconds.NAME`` of its sampling (of the run in full,
+becomes an npz with the latent of each run under its name, ``seconds.NAME`` of its sampling (of the run in full,
 the mean of one before the others and one after them), and ``stats.NAME``, what HetCache said of it.
 """
 
@@ -88,7 +88,7 @@ def edit(task: dict, demo, tasks: dict) -> dict:
         began = time.perf_counter()
         result = sample(used, torch.tensor(run.get("sigmas", tasks["sigmas"])))
         took.setdefault(name, []).append(time.perf_counter() - began)
-        out[name] = vae.decode(result)[0].clamp(0, 1).numpy()
+        out[name] = result.numpy()
         if report is not None:
             out[f"stats.{name}"] = report.runs[-1].to_json()
     return out | {f"seconds.{name}": sum(seconds) / len(seconds) for name, seconds in took.items()}
