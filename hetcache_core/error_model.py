@@ -47,10 +47,11 @@ AGEING = 0.6
 # What ends a schedule is brief up to this share of its mean step in all. A forecast for it can hardly spoil the result,
 # so that it may be had even where steps are few; and what a cool-down mends it mends by the longer step before.
 BRIEF = 0.25
-FEWEST = 6  # evaluations up to which no step is short enough to be forecast by default, but for a brief last one
-# So much of what forecasts are reckoned to miss by beside stale context foretells errors of 6 and 8 steps to 2 dB, the
-# whole of it to 5 (`benchmarks.few_forecasts`).
-FEW_FORECAST = 0.16
+FEWEST = 6  # evaluations up to which only short steps are forecast by default
+SHORT = 0.5  # of the mean step by noise: as the first ones of schedules for few steps are, and a brief last one
+# With few steps, so much of what forecasts are reckoned to miss by counts beside stale context, but for a brief ending,
+# where all of it does (`benchmarks.few_forecasts`).
+FEW_FORECAST = 0.22
 FEW_STALE = 0.87  # with few steps context costs so much less beside forecasts (`benchmarks.foretold`)
 
 
@@ -68,8 +69,8 @@ class Rules:
         held: whether remembered context is, or may as well be.
         spare_cooldown: whether the cool-down may be shortened where the target leaves too little for it.
         spare_refresh: whether full evaluations may lie further apart where the target leaves too little for them.
-        brief: whether a brief ending may be reused one by one where max_reuse is 0, and does not count as cool-down
-            while a longer step goes without.
+        brief: whether short steps may be reused one by one where max_reuse is 0, and a brief ending does not count as
+            cool-down while a longer step goes without.
     """
 
     warmup: int
@@ -188,17 +189,17 @@ class ErrorModel:
             # Measured: the long steps at low noise ask still less of the context. Without this a second full evaluation
             # would come at the end, where it does least.
             self.stale = self.stale * np.asarray(levels) * FEW_STALE
-        few = self.n <= FEW_STEPS and (self.n > FEWEST or rules.max_reuse)
-        self.missing = FEW_FORECAST if few else 1.0
         self.spill = profile.spill * profile.at("context_second", sigmas)
         self.guided = (profile.guidance or 0.0) * self.second
         self.blocked = (profile.blocks or 0.0) * self.first
         self.rules, self.costs, self.price = rules, costs, prices(costs)
         self.reckon = self.price | {FULL: self.price[FULL] + costs.storing * rules.partials}
-        steps = profile.steps(sigmas)
-        brief = (np.cumsum(steps[::-1])[::-1] < BRIEF * steps.mean()) & rules.brief
-        self.most_reuse = np.maximum(rules.max_reuse, brief)  # in a row, up to each evaluation
-        ending = max(rules.cooldown, 1 + int(brief.sum()))
+        steps, drops = profile.steps(sigmas), -np.diff(sigmas)
+        brief = np.cumsum(steps[::-1])[::-1] < BRIEF * steps.mean()
+        short = (drops < SHORT * drops.mean()) & (brief | (drops > 0).all())
+        self.missing = np.where(brief | (self.n > FEW_STEPS), 1.0, FEW_FORECAST)
+        self.most_reuse = np.maximum(rules.max_reuse, short & rules.brief)  # in a row, up to each evaluation
+        ending = max(rules.cooldown, 1 + int(brief.sum()) * rules.brief)
         self._cooldown = range(self.n - ending, self.n - ending + rules.cooldown)
         self._known: dict[tuple[str, int, int, int], tuple[float, float, float]] = {}  # sequences differ in few places
 
@@ -226,7 +227,7 @@ class ErrorModel:
     def _miss(self, i: int, g):
         """How far a forecast misses g evaluations after the last computed one."""
         curved = (g < i) & (not self.rules.hold)  # after a single computed one there is nothing but to hold it
-        return self.missing * np.minimum(np.where(curved, self.second[i] * missed(g), self.first[i] * g), 1.0)
+        return self.missing[i] * np.minimum(np.where(curved, self.second[i] * missed(g), self.first[i] * g), 1.0)
 
     def _stale(self, i: int, age):
         return np.minimum(self.stale[i] * age**AGEING, 1.0)

@@ -14,6 +14,7 @@ from functools import lru_cache
 from .costs import Costs
 from .error_model import FULL, REUSE, ErrorModel, Rules, total_cost
 from .local_search import spend
+from .policy import FEW_STEPS
 from .profile import ErrorProfile
 
 SEAM = 1.26  # 2 dB: what a cool-down may add to the predicted error, which knows nothing of the seam it mends
@@ -21,7 +22,9 @@ LEASH = 1.5  # 3.5 dB: what full evaluations at their usual distance may add to 
 ALLOW = ", and so would max_reuse 1, which lets single evaluations be forecast"
 DEAREST = 1e4  # a price of an evaluation beyond what any error is worth
 MOST_VERTICES = 40  # of the hull to look at; some ten are enough, this bounds very long schedules
-SLACK = 1.01  # decisions come in lumps: a plan may miss its budget by this much rather than waste most of an evaluation
+# Decisions come in lumps, with few steps in large ones: a plan may miss its budget by this much rather than waste most
+# of an evaluation.
+SLACK, FEW_SLACK = 1.01, 1.03
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,11 @@ class Plan:
             "" if len(schedule) == evaluations else f"the schedule has {len(schedule)} letters for {evaluations} steps"
         )
         return cls(decisions, evaluations / total_cost(decisions, costs), math.nan, note, costs)
+
+
+def slack(evaluations: int) -> float:
+    """How many times its budget a plan may cost."""
+    return FEW_SLACK if evaluations <= FEW_STEPS else SLACK
 
 
 def plan(
@@ -119,10 +127,10 @@ def _plan(
         note = "" if speed <= 1.0 else f"{evaluations} evaluations are no more than warm-up and cool-down; all are full"
         return Plan.full(max(evaluations, 0), note, rules.cooldown)
     model = ErrorModel(sigmas, profile, costs, rules, done)
-    budget = evaluations / speed
+    budget = evaluations / speed * slack(evaluations)
     decisions, note = _cheapest_error(model, budget), ""
     cost = model.cost(decisions)
-    if cost > budget * SLACK:
+    if cost > budget:
         reached = evaluations / cost
         partial = f" and a partial one costs {costs.partial:.0%} of a full one" if rules.partials else ""
         helps = "a smaller mask, more steps" if rules.partials else "more steps"
@@ -132,7 +140,7 @@ def _plan(
             f"{helps} or a shorter warm-up would help{'' if rules.max_reuse else ALLOW}"
         )
     else:
-        decisions = spend(model, decisions, budget * SLACK)
+        decisions = spend(model, decisions, budget)
         cost = model.cost(decisions)
     return Plan("".join(decisions), evaluations / cost, model.error(decisions), note, costs, rules.cooldown)
 
@@ -144,16 +152,16 @@ def _cheapest_error(model: ErrorModel, budget: float) -> list[str]:
     line between them, until nothing does.
     """
     dear, cheap = model.best(0.0), model.best(DEAREST)
-    if model.cost(dear) <= budget * SLACK:
+    if model.cost(dear) <= budget:
         return dear
-    for _ in range(MOST_VERTICES if model.cost(cheap) <= budget * SLACK else 0):
+    for _ in range(MOST_VERTICES if model.cost(cheap) <= budget else 0):
         saved = model.reckoned(dear) - model.reckoned(cheap)
         price = (model.error(cheap) - model.error(dear)) / max(saved, 1e-9)
         between = model.best(price)
         worth, line = (model.error(d) + price * model.reckoned(d) for d in (between, cheap))
         if worth >= line * (1 - 1e-9):
             break
-        if model.cost(between) > budget * SLACK:
+        if model.cost(between) > budget:
             dear = between
         else:
             cheap = between

@@ -18,7 +18,7 @@ from .methods.mixcache import MixCache
 from .methods.profilingdit import timeline
 from .methods.replanned import Replanned
 from .partial import Partials
-from .plan import SLACK, Plan, plan
+from .plan import Plan, plan, slack
 from .policy import FEW_STEPS, CachePolicy
 from .profile import USUAL_SHARE, ErrorProfile
 from .semantic import MODES, SemanticSampler
@@ -26,7 +26,6 @@ from .setup import RunSetup, budget_note, choose_tier, tier_bytes
 from .tiers import NO_MEMORY, MemoryTier
 
 SHARES, MORE = (USUAL_SHARE, 0.05, 0.0), 0.3
-BOLD = 1.26  # 2 dB: by so much a plan of few steps must be expected to gain where it forecasts a long one
 SAMPLE = 64  # tokens whose block deltas are compared
 
 
@@ -88,9 +87,8 @@ def _prepare(policy: CachePolicy, setup: RunSetup, profile: ErrorProfile) -> Pre
         partials = policy.partials and not setup.no_partials and costs.partial < 0.95
         rules = Rules.of(policy, profile, setup.evaluations, partials, setup.streams, background > 0, not tier.follows)
         assumed = profile.renewing(share, setup.evaluations <= FEW_STEPS) if tier.share else profile
-        for each in _ways_to_reuse(policy, rules, setup.evaluations):
-            method, planned = _method(policy, setup, costs, each, assumed)
-            tried.append((sampler, watched, costs, method, planned))
+        tried.append((sampler, watched, costs, *_method(policy, setup, costs, rules, assumed)))
+        planned = tried[-1][-1]
         reached = _rank(planned, policy.speed, rules)[0] == 0
         enough = len(tried) > 1 and reached and setup.evaluations > FEW_STEPS
         if policy.method != "plan" or policy.schedule or enough:
@@ -152,22 +150,15 @@ def _context_shares(policy: CachePolicy) -> tuple[float, ...]:
     return SHARES if policy.speed > 2.5 else (USUAL_SHARE, MORE, *SHARES[1:])
 
 
-def _ways_to_reuse(policy: CachePolicy, rules: Rules, evaluations: int) -> tuple[Rules, ...]:
-    """The rules, and, where few steps may be forecast and need not, the same without that."""
-    few = policy.method == "plan" and evaluations <= FEW_STEPS and policy.max_reuse is None and rules.max_reuse
-    return (rules, replace(rules, max_reuse=0)) if few else (rules,)
-
-
 def _rank(planned: Plan | None, speed: float, rules: Rules) -> tuple[int, bool, float]:
     """Order of plans: those that reach the speed by their error, with runs of reuse as short as usual first; then those
     that miss it by their speed."""
     if planned is None:
         return 0, False, 0.0
-    if planned.predicted_speed * SLACK < speed:
+    if planned.predicted_speed * slack(len(planned.decisions)) < speed:
         return 1, False, -planned.predicted_speed
     long = bool(rules.usual_reuse) and REUSE * (rules.usual_reuse + 1) in planned.decisions
-    bold = len(planned.decisions) <= FEW_STEPS and REUSE in planned.decisions.rstrip(REUSE)
-    return 0, long, planned.predicted_error * (BOLD if bold else 1.0)
+    return 0, long, planned.predicted_error
 
 
 def _sampler(

@@ -81,10 +81,10 @@ def test_forbidden_kinds_do_not_occur():
     assert set(planned(max_reuse=0, partials=False).decisions) == {"F"}
 
 
-def test_few_steps_use_partials_alone():
+def test_few_steps_are_partial_but_for_short_ones():
     policy = CachePolicy.preset("few-step")
     result = plan(sigmas(6), Costs(0.2), 2.0, Rules.of(policy, WAN, 6), WAN)
-    assert result.decisions[0] == "F" and set(result.decisions) == {"F", "P"}
+    assert result.decisions.count("P") >= 3 and "R" not in result.decisions[3:]
     assert result.predicted_speed >= 2.0
 
 
@@ -94,28 +94,31 @@ def test_with_few_steps_renewing_context_takes_off_less():
     assert NANO.renewing(0.0).staleness > none
 
 
-def test_with_few_steps_only_brief_ones_are_forecast():
-    for schedule, reused in ((euler(6), [5]), (sigmas(6), [])):
-        few = Rules.of(CachePolicy(), NANO, 6)
-        decisions = plan(schedule, Costs(0.6), 2.0, few, NANO).decisions
-        assert [i for i, decision in enumerate(decisions) if decision == "R"] == reused
+def test_up_to_six_steps_only_short_ones_are_forecast():
+    """At half the mean step or less: the first ones of schedules for few steps, and a brief last one."""
+    few = Rules.of(CachePolicy(), NANO, 6)
+    for schedule, short in ((euler(6), {1, 5}), (sigmas(6), {1, 2}), (sigmas(6, shift=1.0), set())):
+        fastest = plan(schedule, Costs(0.6), 4.0, few, NANO).decisions
+        assert {i for i, decision in enumerate(fastest) if decision == "R"} <= short
+        assert ("R" in fastest) == bool(short) and "RR" not in fastest
+    for again in ([1.0, 0.97, *sigmas(4)], [1.0, 1.0, 0.9, 0.9, 0.5, 0.5, 0.0]):  # a restart; two evaluations a level
+        assert "R" not in plan(again, Costs(0.6), 4.0, few, NANO).decisions.rstrip("R")
     forbidden = Rules.of(CachePolicy(max_reuse=0), NANO, 6)
-    assert "R" not in plan(euler(6), Costs(0.6), 2.0, forbidden, NANO).decisions
+    assert "R" not in plan(euler(6), Costs(0.6), 4.0, forbidden, NANO).decisions
 
 
-@pytest.mark.parametrize("steps", [7, 8])
-def test_seven_and_eight_steps_forecast_long_ones_where_that_gains_much(steps):
-    """Of 8 steps (`benchmarks.few_forecasts`) every other one forecast, 1.99x, comes to 26.1 dB, all partial but a
-    brief one, 2.12x, to 21.5; two full ones and partials, 1.63x, to 29."""
+@pytest.mark.parametrize("steps", [6, 7, 8])
+def test_few_steps_are_forecast_where_that_gains(steps):
+    """`benchmarks.few_forecasts`: of 6 steps FRPFPR, 2.0x, comes to 25.3 dB and FPPPPR, 2.1x, to 22.1; of 8 FRPPFPPR,
+    2.0x, to 26.5 and FPPPPPPR, 2.1x, to 21.5. Two full ones among partials, 1.5x, are better than what forecasts."""
 
     def decided(speed, **changes):
         run = setup(steps=steps, sigmas=tuple(euler(steps)))
         return prepare(CachePolicy(speed=speed, profile="nano", **changes), run).plan.decisions
 
-    assert "R" not in decided(1.5).rstrip("R") and "R" in decided(2.0).rstrip("R")
+    assert "R" not in decided(1.5).rstrip("R") and "R" in decided(2.5).rstrip("R")
     assert "RR" not in decided(3.0)
-    assert "R" not in decided(2.0, max_reuse=0)
-    assert "R" in decided(1.5, max_reuse=1) + decided(2.0, max_reuse=1)  # asked for
+    assert "R" not in decided(2.5, max_reuse=0)
 
 
 def test_the_papers_methods_may_reuse_where_plans_with_few_steps_do_not():
@@ -224,7 +227,8 @@ def test_planner_is_near_the_best_of_all_sequences(steps, kinds, costs):
 @pytest.mark.parametrize("costs", [Costs(0.3), Costs(0.5, storing=0.1)])
 def test_the_search_of_prices_finds_what_a_fine_sweep_of_them_does(speed, costs):
     model = ErrorModel(sigmas(20), NANO, costs, rules())
-    found, budget = _cheapest_error(model, 20 / speed), 20 / speed * SLACK
+    budget = 20 / speed * SLACK
+    found = _cheapest_error(model, budget)
     swept = [model.best(float(price)) for price in (0.0, *np.geomspace(1e-6, 1e3, 200))]
     fitting = [model.error(each) for each in swept if model.cost(each) <= budget]
     if fitting:
