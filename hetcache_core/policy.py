@@ -35,7 +35,7 @@ class CachePolicy:
             leaves too little for it.
         max_reuse: most reuse evaluations in a row; 0 forbids reuse. When None, a sixth of the run, 2 to 5, and no more
             than a tenth of it (3 at least) where that reaches the speed. Plans of 7 and 8 evaluations reuse one at a
-            time, where that gains much; those of fewer none but a very short last step.
+            time; those of fewer only steps of less than half the mean length, one at a time.
         refresh: most evaluations from one full evaluation to the next.
         schedule: the decisions themselves, a letter an evaluation (``FFRPRF``: full, reuse, partial; B reuses the
             background blocks, G guidance, H is a partial one that reuses guidance), instead of a plan; evaluations
