@@ -112,6 +112,16 @@ def test_few_steps_are_forecast_where_that_gains(steps):
     assert "R" not in decided(1.5).rstrip("R") and "R" in decided(2.5).rstrip("R")
     assert "RR" not in decided(3.0)
     assert "R" not in decided(2.5, max_reuse=0)
+    assert "R" in decided(1.5, max_reuse=1) + decided(2.0, max_reuse=1)  # asked for
+
+
+def test_plans_of_few_steps_may_miss_their_speed_by_three_percent_rather_than_overshoot_it():
+    few = Rules.of(CachePolicy(), NANO, 6)
+    speeds = np.arange(1.2, 2.2, 0.02)
+    found = [plan(euler(6), Costs(0.46), float(speed), few, NANO) for speed in speeds]
+    kept = np.array([each.predicted_speed for each in found]) / speeds
+    assert not any(each.note for each in found)
+    assert kept.min() > 1 / 1.0301 and (kept < 0.985).any()
 
 
 def test_the_papers_methods_may_reuse_where_plans_with_few_steps_do_not():
