@@ -13,12 +13,17 @@ PANELS = {"HetCachePatchModel": "hetcache_live", "HetCacheStats": "hetcache_stat
           "HetCachePolicySettings": "hetcache_plan", "HetCacheLoadMaskVideo": "hetcache_mask"}  # fmt: skip
 
 
-def numbers(editor) -> dict:
-    """What the server says of its last prompt's run."""
+def told(editor) -> list[dict]:
+    """What the server gave Cache Stats of its last prompt: one entry a sampling run."""
     history = editor.server.get("/history?max_items=1")
     (outputs,) = (entry["outputs"] for entry in history.values())
-    (shown,) = (output["hetcache"] for output in outputs.values() if "hetcache" in output)
-    return shown[-1]["report"]
+    (runs,) = (output["hetcache"] for output in outputs.values() if "hetcache" in output)
+    return runs
+
+
+def numbers(editor) -> dict:
+    """What the server says of its last prompt's run."""
+    return told(editor)[-1]["report"]
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -123,6 +128,28 @@ def test_the_token_map_shows_what_was_sent(editor):
     editor.js("""(() => { const slider = HET.panel('hetcache_stats').querySelector('input[type=range]');
         slider.value = 0; slider.dispatchEvent(new Event('input')); })()""")
     assert "latent frame 1 of" in editor.text("hetcache_stats")
+
+
+def test_runs_are_compared_without_losing_ones_place(editor):
+    """By keyboard, with a section open: choosing another sampling run moves neither."""
+    editor.run()
+    editor.comes_to("hetcache_stats", "done")
+    editor.finished()
+    stats = "HET.panel('hetcache_stats')"
+    give = """(output) => app.api.dispatchEvent(new CustomEvent('executed', {
+        detail: { node: String(HET.node('HetCacheStats').id), output } }))"""
+    editor.page.evaluate(give, {"hetcache": told(editor) * 2})
+    assert editor.js(f"{stats}.querySelector('select').value") == "1"  # the latest
+    every = f"[...{stats}.querySelectorAll('details')].at(-1)"
+    assert not editor.js(f"{every}.open")
+    editor.js(f"{every}.querySelector('summary').click()")
+    editor.until(f"{every}.open")
+    editor.settle()
+    editor.js(f"{stats}.querySelector('select').focus()")
+    editor.page.keyboard.press("ArrowUp")
+    editor.until(f"{stats}.querySelector('select').value === '0'")
+    assert editor.js(f"document.activeElement === {stats}.querySelector('select')")
+    assert editor.js(f"{every}.open")
 
 
 COPY = "HET.panel('hetcache_stats').querySelector(':scope > button')"

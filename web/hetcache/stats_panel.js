@@ -16,25 +16,34 @@ export const STATS = "HetCacheStats";
 export function statsPanel(node, addressOf) {
   const panel = addPanel(node, "hetcache_stats", say("HetCache statistics"), 90, 380);
 
+  const opened = { comparison: false, map: true, evaluations: false }; // stays so while runs are compared
+  const section = (key, title, content) => el("details",
+    { open: opened[key], ontoggle: (event) => { opened[key] = event.target.open; } }, el("summary", {}, title), content);
+
   const choose = (runs, index) => {
     const run = { ...runs[index].summary, ended: true };
     panel.element.dataset.state = "done";
     panel.element.dataset.speed = run.speed;
     panel.show(
       runs.length > 1 && el("label", { class: "het-runs" }, say("sampling run"), " ",
-        el("select", { onchange: (event) => choose(runs, Number(event.target.value)) },
+        el("select", { onchange: (event) => pick(runs, Number(event.target.value)) },
           runs.map((_, i) => el("option", { value: i, selected: i === index }, i + 1)))),
       headline(run, say("measured")),
       notes([runs[index].kept, run.note, ...run.warnings].map((text) => text && say(text)), "warn"),
       bars(run),
       state(run, ""),
       numbers(run),
-      section(say("Prediction against measurement"), comparison(runs[index])),
-      runs[index].map && section(say("Token map"), tokenMap(runs[index].map, picture(runs[index].frames), runs[index].frames?.count ?? 1), true),
-      section(say("Every evaluation"), evaluations(runs[index].report)),
+      section("comparison", say("Prediction against measurement"), comparison(runs[index])),
+      runs[index].map && section("map", say("Token map"),
+        tokenMap(runs[index].map, picture(runs[index].frames), runs[index].frames?.count ?? 1)),
+      section("evaluations", say("Every evaluation"), evaluations(runs[index].report)),
       copyButton(() => JSON.stringify({ untouched: "", runs: runs.map((r) => r.report) }, null, 1)),
     );
     panel.resize(560);
+  };
+  const pick = (runs, index) => {
+    choose(runs, index);
+    panel.element.querySelector("select").focus(); // for the keyboard: the one it was on is gone
   };
   const picture = (file) => (file ? addressOf(file) : null);
 
@@ -52,10 +61,6 @@ export function statsPanel(node, addressOf) {
   };
   view.blank();
   return view;
-}
-
-function section(title, content, open = false) {
-  return el("details", { open }, el("summary", {}, title), content);
 }
 
 function table(head, rows) {
