@@ -47,7 +47,8 @@ def summarise(rows: list[dict]) -> list[dict]:
 
 
 def at_equal_time(rows: list[dict], name: str, wanted: float, slower: bool = False) -> dict | None:
-    """What ours is ahead of another method by, at the time ours took, in the mask and paired clip by clip.
+    """What ours is ahead of another method by, at the time ours took, in the mask and paired clip by clip, all of it on
+    the clips that both have.
 
     Times have in them what preparing a run took, planning above all, where that was noted. Speeds come in lumps, ours
     too. So the other method is read off between its two budgets around the speed ours measured, along the logarithm of
@@ -65,12 +66,16 @@ def at_equal_time(rows: list[dict], name: str, wanted: float, slower: bool = Fal
     ours = {row["clip"]: row for row in rows if row["name"] == "ours" and row["wanted"] == wanted}
     others: dict[float, dict[int, dict]] = {}
     for row in rows:
-        if row["name"] == name:
+        if row["name"] == name and row["clip"] in ours:
             others.setdefault(row["wanted"], {})[row["clip"]] = row
-    speed = _paid(ours) if ours else 0.0
+    if not others:
+        return None
+    # clips that only one of the two has, maybe of another machine's rows, are to move neither's speed
+    ours = {clip: row for clip, row in ours.items() if any(clip in mine for mine in others.values())}
+    speed = _paid(ours)
     curve = [(_paid(mine), mine) for mine in others.values()]
     curve.sort(key=lambda point: point[0])
-    if not ours or not curve or (curve[-1][0] < AS_FAST * speed and not slower):
+    if curve[-1][0] < AS_FAST * speed and not slower:
         return None
     read = min(max(speed, curve[0][0]), curve[-1][0])
     before = next(point for point in reversed(curve) if point[0] <= read)

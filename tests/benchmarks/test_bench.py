@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -138,6 +139,14 @@ def test_the_best_knobs_are_the_closest_of_those_fast_enough():
     assert tune.best(rows, 4.0)["knobs"] == {"threshold": 2}
 
 
+def test_of_few_steps_those_computed_are_counted_where_skips_are_free():
+    """Half of eight steps is twice as fast, though it may measure as 1.93x."""
+    run = SimpleNamespace(speed=1.93, stats=SimpleNamespace(decisions="FRFRFRFR"))
+    few = Setting(steps=8, cfg=1.0)
+    assert tune.pace("magcache", few, run) == 2.0
+    assert tune.pace("first-block", few, run) == tune.pace("magcache", MAIN, run) == 1.93  # its skips cost a block
+
+
 def test_where_steps_fit_the_budget_the_noise_of_times_chooses_nothing():
     rows = [trial(1, 0, 1.5, 50, budget=2.0), trial(2, 0, 2.5, 30, budget=2.0), trial(2, 0, 3.0, 60, budget=3.0)]
     assert tune.best(rows, 2.0) == {"knobs": {"threshold": 1}, "speed": 1.5, "db": 50}
@@ -210,6 +219,14 @@ def row(name, clip, db, wanted=2.0):
         "peak_bytes": None, "psnr": dict.fromkeys(REGIONS, db),
         "ssim": {**dict.fromkeys(REGIONS, 0.9), "ring": math.nan},
     }  # fmt: skip
+
+
+def test_clips_that_one_method_alone_has_do_not_move_where_the_other_is_read_off():
+    rows = [at("ours", 2.0, 2.0, 50.0, clip=0), *(at("ours", 2.0, 3.0, 50.0, clip) for clip in (1, 2))]
+    rows += [at("magcache", 1.0, 1.0, 40.0, clip=0), at("magcache", 4.0, 4.0, 20.0, clip=0)]
+    rows += [at("magcache", 4.0, 2.0, 20.0, clip) for clip in (7, 8)]
+    found = at_equal_time(rows, "magcache", 2.0)
+    assert found["mean"] == pytest.approx(50 - 30) and found["speed"] == 2.0 and found["clips"] == 1
 
 
 def test_differences_are_paired_clip_by_clip():
