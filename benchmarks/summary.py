@@ -30,7 +30,7 @@ def summarise(rows: list[dict]) -> list[dict]:
             "name": name, "wanted": wanted, "clips": len(mine),
             "speed": statistics.median(row["speed"] for row in mine.values()),
             "speed_with_planning": _median(_with_planning(row) for row in mine.values()),
-            "stock_speed": _median(row.get("speed_against_full_run") for row in mine.values()),
+            "stock_speed": _median(_of_stock(row) for row in mine.values()),
             "seconds": statistics.median(row["seconds"] for row in mine.values()),
             "psnr": {region: _mean(row["psnr"][region] for row in mine.values()) for region in REGIONS},
             "ssim": {region: _mean(row["ssim"][region] for row in mine.values()) for region in REGIONS},
@@ -60,8 +60,9 @@ def at_equal_time(rows: list[dict], name: str, wanted: float, slower: bool = Fal
         slower: whether a method that was never as fast is read off at its fastest, which took more time.
 
     Returns:
-        As ``ours_ahead`` of :func:`summarise`, with ``speed``, at which the other was read off, and ``equal``, whether
-        that is ours; None where it has not run on any clip of ours, or was never as fast (:data:`AS_FAST`).
+        As ``ours_ahead`` of :func:`summarise`, with ``speed``, at which the other was read off, ``share``, which that
+        is of ours, and ``equal``, whether the two are the same; None where it has not run on any clip of ours, or was
+        never as fast (:data:`AS_FAST`).
     """
     ours = {row["clip"]: row for row in rows if row["name"] == "ours" and row["wanted"] == wanted}
     others: dict[float, dict[int, dict]] = {}
@@ -90,7 +91,10 @@ def at_equal_time(rows: list[dict], name: str, wanted: float, slower: bool = Fal
             continue
         low, high = (_capped(mine[clip]["psnr"]["mask"]) for _, mine in (before, after))
         ahead.append(_capped(ours[clip]["psnr"]["mask"]) - (low + share * (high - low)))
-    return {**_spread_of(ahead), "speed": read, "equal": AS_FAST <= read / speed <= 1 / AS_FAST} if both else None
+    if not both:
+        return None
+    share = read / speed
+    return {**_spread_of(ahead), "speed": read, "share": share, "equal": AS_FAST <= share <= 1 / AS_FAST}
 
 
 def repeats(rows: list[dict]) -> list[float]:
@@ -115,8 +119,20 @@ def _paid(rows: dict[int, dict]) -> float:
 
 def _with_planning(row: dict) -> float | None:
     """Speed with the time that preparing the run took in it; None where that was not noted."""
-    took = row.get("preparation_seconds")
-    return None if took is None or not row["seconds"] else row["speed"] * row["seconds"] / (row["seconds"] + took)
+    noted = row.get("preparation_seconds") is not None and row["seconds"]
+    return row["speed"] * _sampling(row) if noted else None
+
+
+def _of_stock(row: dict) -> float | None:
+    """Speed against the clip's run in full, preparation counted where it was noted."""
+    speed = row.get("speed_against_full_run")
+    return None if speed is None else speed * _sampling(row)
+
+
+def _sampling(row: dict) -> float:
+    """The share of a run's time that was not its preparation."""
+    took = row.get("preparation_seconds") or 0.0
+    return row["seconds"] / (row["seconds"] + took) if row["seconds"] else 1.0
 
 
 def _spread_of(ahead: list[float]) -> dict:

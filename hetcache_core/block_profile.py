@@ -138,9 +138,8 @@ class BlockProfile:
             ValueError: no such profile, or none in that file.
         """
         shipped = resources.files(__package__) / "profiles" / f"blocks_{name_or_path}.json"
-        source = shipped if shipped.is_file() else Path(name_or_path)
         try:
-            return cls.from_json(read_small(source))
+            return cls.from_json(read_small(shipped if shipped.is_file() else Path(name_or_path)))
         except (OSError, UnicodeDecodeError):
             known = ", ".join(SHIPPED)
             text = f"no block profile {name_or_path!r}: neither shipped ({known}) nor a file; auto chooses one"

@@ -117,9 +117,7 @@ class Engine(Routing):
         if decision != FULL and (lacking := self._forecasts.lacking(streams)):
             decision, reason = FULL, lacking
         if decision == REUSE:
-            output = self._forecast(sample)
-            if not torch.isfinite(output).all():
-                output, reason = None, self._trouble("a forecast was not finite")
+            output, reason = self._reused(sample)
         elif decision == PARTIAL:
             output, reason = self._partial(sample, compute)
         elif decision == BLOCKS:
@@ -134,7 +132,7 @@ class Engine(Routing):
         )
         held, kept, deltas = (s.bytes if s else 0 for s in (self.partials, self._forecasts, self.blocks))
         self.stats.add(
-            evaluation, self._sigma, decision, reason, computed, watch, held, kept, deltas, self._storing
+            evaluation, self._sigma, decision, reason, computed, watch, held, kept, deltas, self._storing, len(streams)
         )
         self._served.update(streams)
         if evaluation >= self.setup.evaluations - 1 and self._served.issuperset(self._forecasts or ()):
@@ -222,8 +220,19 @@ class Engine(Routing):
                 give_up(f"{trouble} while remembering context")
             output = compute(None)
         if self._evaluation < self.setup.evaluations - 1:
-            self._record(sample, to_patches(output).float(), None)
+            self._remember(sample, output)
         return output
+
+    def _remember(self, sample: Tensor, output: Tensor) -> None:
+        """Record a full evaluation; what cannot be recorded costs the plan, not the answer that is there."""
+        try:
+            self._record(sample, to_patches(output).float(), None)
+            return
+        except self.setup.interrupts:
+            raise
+        except Exception as error:
+            trouble = "out of memory" if out_of_memory(error) else named(error)
+        self.give_up(f"{trouble} while recording a prediction")
 
     def _measure(self, patches: Tensor) -> None:
         try:
@@ -232,10 +241,20 @@ class Engine(Routing):
         except Exception as error:  # measuring must not end what is measured
             self._trouble(f"changes could not be measured ({named(error)})")
 
+    def _reused(self, sample: Tensor) -> tuple[Tensor | None, str]:
+        """The forecast and why it was made, or None and why it could not be."""
+
+        def act() -> Tensor | None:
+            output = self._forecast(sample)
+            return output if torch.isfinite(output).all() else None
+
+        output, trouble = self._attempt(act, "a forecast")
+        return output, self._trouble(trouble) if trouble else self._reason
+
     def _partial(self, sample: Tensor, compute: Compute) -> tuple[Tensor | None, str]:
         """The prediction and why it was made, or None and why it could not be."""
         if not self.partials.has(self.streams):
-            return None, "this stream's context is not remembered yet"
+            return None, self.partials.why_not(self.streams)
 
         def act() -> Tensor | None:
             selection = self._select()
@@ -277,7 +296,7 @@ class Engine(Routing):
         half, guidance = self._decision == HALF, self._forecasts.guidance
         why_not, streams = guidance.why_not(self.streams), self.streams
         if not why_not and half and not guidance.computed and not self.partials.has((self._anchor,)):
-            why_not = "this stream's context is not remembered yet"
+            why_not = self.partials.why_not((self._anchor,))
         if why_not:
             return None, why_not
 

@@ -61,6 +61,10 @@ class ContextMemory:
             kept.has(stream) for layer in self._layers.values() for kept in layer for stream in streams
         )
 
+    def takes(self, streams: tuple[Hashable, ...]) -> bool:
+        """Whether there is room for every one of these streams."""
+        return len(self._kept.union(streams)) <= self.streams
+
     def clear(self) -> None:
         """Let everything go."""
         self._layers.clear()

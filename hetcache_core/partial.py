@@ -53,6 +53,12 @@ class Partials:
         """Whether a partial evaluation of these streams finds the context it needs."""
         return self.memory is None or self.memory.has(streams)
 
+    def why_not(self, streams: tuple[Hashable, ...]) -> str:
+        """Why :meth:`has` says no, in plain words."""
+        if self.memory and not self.memory.takes(streams):
+            return f"more prompts than the {self.memory.streams} that context memory was shared out for"
+        return "this prompt's context is not remembered yet"
+
     def clear(self) -> None:
         """Forget all context."""
         if self.memory:

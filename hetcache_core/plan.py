@@ -132,13 +132,18 @@ def _plan(
     cost = model.cost(decisions)
     if cost > budget:
         reached = evaluations / cost
-        partial = f" and a partial one costs {costs.partial:.0%} of a full one" if rules.partials else ""
-        helps = "a smaller mask, more steps" if rules.partials else "more steps"
-        note = (
-            f"speed {speed:g} is out of reach, {reached:.2f} is the most: {rules.warmup} warm-up and {rules.cooldown} "
-            f"cool-down evaluations are full{partial}; "
-            f"{helps} or a shorter warm-up would help{'' if rules.max_reuse else ALLOW}"
-        )
+        also = "" if rules.max_reuse else ALLOW
+        if rules.partials:
+            note = (
+                f"speed {speed:g} is out of reach, {reached:.2f} is the most: {rules.warmup} warm-up and "
+                f"{rules.cooldown} cool-down evaluations are full and a partial one costs {costs.partial:.0%} of a "
+                f"full one; a smaller mask, more steps or a shorter warm-up would help{also}"
+            )
+        else:
+            note = (
+                f"speed {speed:g} is out of reach, {reached:.2f} is the most: {rules.warmup} warm-up and "
+                f"{rules.cooldown} cool-down evaluations are full; more steps or a shorter warm-up would help{also}"
+            )
     else:
         decisions = spend(model, decisions, budget)
         cost = model.cost(decisions)

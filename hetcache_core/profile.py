@@ -206,9 +206,8 @@ class ErrorProfile:
     def load(cls, name_or_path: str) -> ErrorProfile:
         """A shipped profile by name (``nano``, ``wan``) or one from a JSON file."""
         shipped = resources.files(__package__) / "profiles" / f"{name_or_path}.json"
-        source = shipped if shipped.is_file() else Path(name_or_path)
         try:
-            return cls.from_json(read_small(source))
+            return cls.from_json(read_small(shipped if shipped.is_file() else Path(name_or_path)))
         except (OSError, UnicodeDecodeError):
             text = f"no error profile {name_or_path!r}: neither shipped (nano, wan) nor a file; auto chooses one"
             raise ValueError(text) from None

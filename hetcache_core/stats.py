@@ -28,9 +28,10 @@ from .tokens import TokenClasses, TokenGrid
 class EvaluationRecord:
     """One evaluation: what was done, why, for how many tokens, how long, holding how much.
 
-    ``seconds`` sums its model calls; of them, ``storing_seconds`` went into storing context and deltas on a full
-    evaluation, which the stock model need not do; ``context_bytes`` is the context memory, ``forecast_bytes`` the kept
-    predictions, ``block_bytes`` the background blocks' deltas.
+    ``streams`` counts what its model calls answered, two with guidance; ``seconds`` sums those calls; of them,
+    ``storing_seconds`` went into storing context and deltas on a full evaluation, which the stock model need not do;
+    ``context_bytes`` is the context memory, ``forecast_bytes`` the kept predictions, ``block_bytes`` the background
+    blocks' deltas.
     """
 
     index: int
@@ -38,6 +39,7 @@ class EvaluationRecord:
     decision: str
     reason: str
     tokens: int
+    streams: int = 0
     seconds: float = 0.0
     storing_seconds: float = 0.0
     context_bytes: int = 0
@@ -100,6 +102,7 @@ class RunStats:
         kept: int,
         deltas: int = 0,
         storing: Sequence[Stopwatch] = (),
+        streams: int = 1,
     ) -> None:
         """Note one model call; calls of one evaluation add up, and the dearest decision among them names it."""
         watch.stop()
@@ -107,6 +110,7 @@ class RunStats:
         dearest = list(NAMES)
         if dearest.index(decision) < dearest.index(record.decision):
             record.decision, record.reason, record.tokens = decision, reason, tokens
+        record.streams += streams
         record.context_bytes = max(record.context_bytes, context)
         record.forecast_bytes = max(record.forecast_bytes, kept)
         record.block_bytes = max(record.block_bytes, deltas)
@@ -200,29 +204,59 @@ class RunStats:
         Of a full one, without what went into storing context, which the stock model need not do. The run's first
         evaluation warms caches and kernels up; it counts only when it is the only one.
         """
-        stored = decision == FULL
-        times = [r.seconds - stored * r.storing_seconds for r in self.records if r.decision == decision]
-        return statistics.median(times[1:] if decision == FULL and len(times) > 1 else times) if times else 0.0
+        if decision == FULL:
+            times = [r.seconds - r.storing_seconds for r in self._full()]
+        else:
+            times = [r.seconds for r in self.records if r.decision == decision]
+        return statistics.median(times) if times else 0.0
 
     @property
     def speed_is_estimated(self) -> bool:
-        """Whether the run's only full evaluation was its first, which also warms up, so that no fair one was timed."""
-        done = self.decisions
-        return PARTIAL in done and done.count(FULL) == 1
+        """Whether some evaluation's stock price was not timed: the run's only full one was its first, which also warms
+        up, or there was none of as many streams, where guidance comes or goes."""
+        timed = {r.streams for r in self._full()}
+        return self._cold or (bool(timed) and any(r.streams not in timed for r in self.records))
 
     @property
     def speed(self) -> float:
         """Measured speed-up: all evaluations at the price of this run's own full ones, over what was spent.
 
-        Where no fair full evaluation was timed, its price follows from the partial ones' and the cost model.
+        Each at the price of those that answered as many streams, so that what a guider saves is not claimed; where none
+        did, in proportion. Where no fair full evaluation was timed, its price follows from the partial ones' and the
+        cost model.
         """
         if not self.decisions.strip(FULL):
             return 1.0
-        seconds, full = self.seconds, self.seconds_of(FULL)
-        if self.speed_is_estimated:
-            fair = self.seconds_of(PARTIAL) / self.costs.partial
-            seconds, full = seconds - full + min(full, fair), min(full, fair)
-        return len(self.records) * full / seconds if seconds > 0 else 1.0
+        records, seconds = self.records, self.seconds
+        if self._cold:
+            (first,) = self._full()
+            full = self.seconds_of(FULL)
+            partial = statistics.median(r.seconds / r.streams for r in records if r.decision == PARTIAL)
+            fair = min(full, partial * first.streams / self.costs.partial)
+            stock, seconds = sum(fair * r.streams / first.streams for r in records), seconds - full + fair
+        else:
+            stock = sum(self._stock_seconds(r.streams) for r in records)
+        return stock / seconds if seconds > 0 else 1.0
+
+    @property
+    def _cold(self) -> bool:
+        """Whether the run's only full evaluation was its first, beside partial ones, which tell what it should cost."""
+        done = self.decisions
+        return PARTIAL in done and done.count(FULL) == 1
+
+    def _full(self) -> list[EvaluationRecord]:
+        """Full evaluations, without the first if there are others: it warms caches and kernels up."""
+        full = [r for r in self.records if r.decision == FULL]
+        return full[1:] or full
+
+    def _stock_seconds(self, streams: int) -> float:
+        """Seconds of a full evaluation of so many streams, without storing."""
+        full = self._full()
+        if not full:
+            return 0.0
+        like = min((r.streams for r in full), key=lambda count: abs(count - streams))
+        times = [r.seconds - r.storing_seconds for r in full if r.streams == like]
+        return statistics.median(times) * streams / like
 
     @property
     def mask_fraction(self) -> float:

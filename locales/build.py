@@ -11,6 +11,7 @@ server's reasons such as say always the same.
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import pathlib
 import re
@@ -74,10 +75,16 @@ def said() -> set[str]:
 
 
 def reasons() -> set[str]:
-    """Every text of the nodes and of the core that is always the same: among them, what the panels are sent."""
+    """Every text of the nodes and of the core, {1}, {2} and so on for values: among them, what the panels are sent."""
     files = [file for folder in ("nodes", "hetcache_core") for file in (ROOT / folder).rglob("*.py")]
-    return {part.value for file in files for part in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-            if isinstance(part, ast.Constant) and isinstance(part.value, str)}  # fmt: skip
+    parts = [part for file in files for part in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+    same = {part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)}
+    return same | {_form(part.values) for part in parts if isinstance(part, ast.JoinedStr)}
+
+
+def _form(parts: list[ast.expr]) -> str:
+    numbers = itertools.count(1)
+    return "".join(p.value if isinstance(p, ast.Constant) else f"{{{next(numbers)}}}" for p in parts)
 
 
 def text(catalogue: dict) -> str:

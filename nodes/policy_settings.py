@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 
 from comfy_api.latest import io
 
-from ..hetcache_core.block_profile import BlockProfile
+from ..hetcache_core.block_profile import SHIPPED, BlockProfile
 from ..hetcache_core.policy import PRESETS, CachePolicy
 from ..hetcache_core.profile import ErrorProfile
 from .compat import known
@@ -131,8 +132,8 @@ class PolicySettings(io.ComfyNode):
                 _text("schedule", "", "The steps themselves, a letter each: F full, P masked region only, R reuse, B "
                       "some blocks of the model only, G one guidance side only, H both, as in FFRPRF. Overrides the "
                       "speed."),
-                _text("profile", "auto", "How fast your model's pictures take shape, as measured on it: a JSON file, "
-                      "or auto."),
+                _text("profile", "auto", "How fast your model's pictures take shape, as measured on it in Python: a "
+                      "JSON file, or auto. Not the file of HetCache Profile Model, which is a block_profile."),
                 _switch("replan", False, "Plan the rest anew where pictures take shape otherwise than the profile "
                         "says. For models without a profile of their own; it can help or harm."),
             ],
@@ -143,8 +144,9 @@ class PolicySettings(io.ComfyNode):
     def fingerprint_inputs(cls, method=None, profile=None, **_) -> list:
         """Changes where a profile's file is written anew."""
         blocks = method.get("block_profile") if isinstance(method, dict) else None
-        files = [pathlib.Path(_file_of(name)) for name in (profile, blocks) if isinstance(name, str)]
-        return [(str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files if f.is_file()]
+        given = {"profile": profile, "block_profile": blocks}
+        files = [pathlib.Path(_file_of(kind, name)) for kind, name in given.items() if isinstance(name, str)]
+        return [(str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files if os.path.isfile(f)]
 
     @classmethod
     def execute(
@@ -166,7 +168,7 @@ def make_policy(preset: str, speed: float, memory_budget_mb: float, method: dict
                          f"this node ({', '.join(_methods())}), or a preset.")  # fmt: skip
     fine = {name: value for name, value in {**method, **fine}.items() if not _left_to_us(name, value)}
     fine |= {name: value.strip() for name, value in fine.items() if isinstance(value, str)}
-    fine |= {name: _file_of(fine[name]) or "auto" for name in FILES if name in fine}
+    fine |= {name: _file_of(name, fine[name]) or "auto" for name in FILES if name in fine}
     try:
         policy = CachePolicy(speed=speed, memory_budget_mb=memory_budget_mb, **fine)
         for kind, name in ((ErrorProfile, policy.profile), (BlockProfile, policy.block_profile)):
@@ -177,11 +179,14 @@ def make_policy(preset: str, speed: float, memory_budget_mb: float, method: dict
     return policy
 
 
-def _file_of(name: str) -> str:
-    """What a profile's name stands for: a file that HetCache Profile Model made by it, or what is written."""
+def _file_of(kind: str, name: str) -> str:
+    """What a profile's name stands for: of blocks, a file that HetCache Profile Model made by it; else as written.
+
+    The names that every installation knows mean the same on all of them.
+    """
     name = as_written(name)
-    made = profile_file(name) if name else None
-    return str(made) if made and made.is_file() else name
+    made = profile_file(name) if kind == "block_profile" and name not in ("", "auto", *SHIPPED) else None
+    return str(made) if made and os.path.isfile(made) else name
 
 
 def _left_to_us(name: str, value) -> bool:

@@ -34,7 +34,8 @@ class ProfileModel(io.ComfyNode):
                 io.Mask.Input("mask", optional=True,
                               tooltip="The region being edited, white. Only needed where the workflow has no VACE, "
                               "noise or image-to-video mask."),
-                io.String.Input("name", default="my model", tooltip="Names the file."),
+                io.String.Input("name", default="my model",
+                                tooltip="Names the file. One of the same name is replaced."),
                 io.Int.Input("steps", default=6, min=1, max=50, tooltip="Steps of the run. A few are enough."),
                 io.Float.Input("reused_share", default=0.7, min=0.0, max=1.0, step=0.05,
                                tooltip="Share of the blocks that are reused: those that look at the masked region "

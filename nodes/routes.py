@@ -50,7 +50,7 @@ async def _plan(request: web.Request) -> web.Response:
         return web.json_response({"known": True, "error": REMOTE})
     try:  # beside the event loop: it may read a file
         policy = await asyncio.to_thread(policy_of, settings)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OSError, TypeError, ValueError) as error:
         return web.json_response({"known": True, "error": str(error)})
     setup, other = last_setups.find(workflow, nodes)
     if setup is None:

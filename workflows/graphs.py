@@ -122,8 +122,8 @@ def _edit(g, title: str, about: str, speed: float, steps: int, cfg: float, lora:
 {about.strip()}
 
 1. Choose your clip in *Load Video*{", an image in *Load Image*" if reference else ""}, and its mask in
-   *Load Mask Video*: a video as long as the clip, or a single image for all of it. Any other MASK can take its place,
-   from SAM3 for example.
+   *Load Mask Video*: a video as long as the clip, or a single image for all of it. Any other MASK of as many frames can
+   take its place, from SAM3 for example.
 2. Write the prompt.
 3. **Run**.
 """, 440 if lora else 320)  # fmt: skip
@@ -132,7 +132,7 @@ def _edit(g, title: str, about: str, speed: float, steps: int, cfg: float, lora:
 
 {listed}
 
-Below 24 GB of graphics memory, lower width and height in *Upscale Image*, or use
+Below 24 GB of graphics memory, lower width and height in *Upscale Image*, in steps of 16 (640 x 352), or use
 *wan2.1_vace_1.3B_fp16.safetensors*{", with its own LoRA" if lora else ""}.
 
 If *Cache Stats* says that the memory budget is too small to follow the surroundings, raise **memory_budget_mb** as far

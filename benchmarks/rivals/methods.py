@@ -283,7 +283,7 @@ METHODS: dict[str, Method] = {
         knobs=(*_thresholds(0.01, 0.02, 0.03, 0.045, 0.07, 0.1, 0.15, 0.22, 0.33, 0.5, 0.8), NO_REUSE),
     ),
     "hetcache": Method(
-        "HetCache paper", policy=_paper("hetcache"), kind="paper", knobs=HETCACHE_KNOBS, by_mask=True
+        "HetCache paper, our signal", policy=_paper("hetcache"), kind="paper", knobs=HETCACHE_KNOBS, by_mask=True
     ),
     # as published: no interval of its reaches twice the speed beside a VACE branch, and longer ones only spoil more
     "profilingdit": Method("ProfilingDiT", policy=_paper("profilingdit"), kind="paper", every_speed=False),

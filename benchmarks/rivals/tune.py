@@ -155,6 +155,8 @@ def main(argv: list[str] | None = None) -> None:
     asked = [(place, names, budgets[place]) for place, names in todo.items() if budgets[place]]
     tasks = [(*each, index) for each in asked for index in range(args.clips)]
 
+    commit = describe()["commit"]
+
     def done(answer: tuple[Setting, dict[str, list[dict]]]) -> None:
         place, new = answer
         for name, found in new.items():
@@ -163,7 +165,8 @@ def main(argv: list[str] | None = None) -> None:
             if len({row["clip"] for row in mine}) == args.clips:
                 kept = {f"{speed:g}": rounded(best(mine, speed)) for speed in budgets[place]}
                 entry = result["families"].setdefault(place.name, {"methods": {}})
-                entry["methods"][name] = {**entry["methods"].get(name, {}), "clips": args.clips, **kept}
+                before = entry["methods"].get(name, {})
+                entry["methods"][name] = {**before, "clips": args.clips, "commit": commit, **kept}
                 print(f"{place.name} {name}: {kept}", flush=True)
         write(args.out, {**result, "machine": describe() | {"threads": 1}})
 

@@ -40,9 +40,8 @@ from ..tokens import TokenGrid
 from .comfyui_attention import SelfAttention
 from .comfyui_blocks import routed
 from .comfyui_schedule import EvaluationSchedule
-from .comfyui_setup import Call, Sampling, read_setup, running_prompt, why_replaced, why_untouched, why_whole_run
+from .comfyui_setup import KEY, Call, Sampling, read_setup, running_prompt, why_replaced, why_untouched, why_whole_run
 
-KEY = "hetcache"
 log = logging.getLogger("hetcache")
 
 
@@ -171,6 +170,7 @@ class _Run:
         self.engine: Engine | None = None
         self._evaluation, self._sigma = -1, 0.0
         self._served: set[Hashable] = set()
+        self._model: Any = None
 
     def close(self, finished: bool) -> None:
         if self.engine is not None:
@@ -192,6 +192,10 @@ class _Run:
         if self.engine is None and self._evaluation >= 0:
             self._begin(call)
         engine, streams = self.engine, call.streams
+        if call.model is not self._model:  # a guider may ask a second model, which has our wrappers but not our plan
+            if engine is not None:
+                engine.stats.warn("the guider asks a second model too, which is computed in full")
+            return executor(*args, **kwargs)
         if engine is None or self._served.intersection(streams) or not self._fits(call):
             return executor(*args, **kwargs)
         self._served.update(streams)
@@ -200,7 +204,7 @@ class _Run:
         return output[..., : call.x.shape[-2], : call.x.shape[-1]]
 
     def _begin(self, call: Call) -> None:
-        self._shape, policy = call.x.shape[1:], self.patch.policy
+        self._shape, self._model, policy = call.x.shape[1:], call.model, self.patch.policy
         self.schedule = EvaluationSchedule.of(self.sampling)
         try:
             self.engine = Engine(policy, read_setup(call, self.sampling, self.schedule, policy, self.patch.mask))
@@ -211,7 +215,7 @@ class _Run:
             if planned and call.x.device.type != "cpu":
                 self.sampling.make_room(planned, call.x)
         except Exception as error:  # a run that works without us works with us
-            reason = f"setting up failed ({type(error).__name__}: {error})"
+            reason = f"setting up failed ({type(error).__name__}: {error}); please report this"
             grid = TokenGrid.of_latent(call.x)
             self.engine = Engine(policy, RunSetup(grid, self.schedule.sigmas, ModelShape(1, 1, 1), reason=reason))
         self.patch.report.add(self.engine.stats, self.sampling.prompt)
@@ -222,11 +226,13 @@ class _Run:
         if self.engine.closed or self.engine.exact:
             return True
         if not self.schedule.has(self._evaluation, self._sigma):
-            self.engine.give_up("the sampler left its schedule")
+            self.engine.give_up(
+                "the sampler left the steps it announced; take one with fixed steps, such as euler or uni_pc"
+            )
         elif why_replaced(call.model):
             self.engine.give_up(why_replaced(call.model))
         elif call.x.shape[0] != self.engine.setup.rows * len(call.streams):
-            self.engine.give_up("another node cuts the batch into other parts")
+            self.engine.give_up("another node cuts the batch into other parts; take out that node, or this one")
         return call.x.shape[1:] == self._shape
 
     def _compute(self, call: Call, selection: Tensor | None, stream: int | None = None) -> Tensor:

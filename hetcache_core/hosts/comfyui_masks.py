@@ -32,13 +32,16 @@ def token_classes(
         noise_mask: of the latent, in its shape.
         mask: given by the user, pixels ``[F, H, W]``; comes before all others.
         policy: of the run.
+
+    Of a control that masks more than the policy allows, there are both.
     """
-    grid, threshold, references = TokenGrid.of_latent(x), policy.mask_threshold, 0
+    grid, threshold, references, whole = TokenGrid.of_latent(x), policy.mask_threshold, 0, ""
     try:
         found = _denoised(noise_mask, x)
         if control is not None:
             in_control, references = vace_mask(control)
-            found = in_control if found is None else found
+            if found is None:
+                found, whole = in_control, _why_whole(control[:, 32:, references:]) if mask is None else ""
         elif found is None and x.shape[1] == I2V_CHANNELS:
             found = 1 - x[:, 16:20].float().amin(dim=(0, 1))
         if mask is not None:
@@ -50,7 +53,18 @@ def token_classes(
             return None, "there is no mask: connect one to HetCache Patch Model"
     except ValueError as error:
         return None, str(error)
-    return classify(touched, policy.margin_space, policy.margin_time, references), ""
+    classes = classify(touched, policy.margin_space, policy.margin_time, references)
+    return classes, whole if classes.mask_fraction > policy.max_mask_fraction else ""
+
+
+def _why_whole(masks: Tensor) -> str:
+    """Why a run is full where one of its controls, ``[n, 64, T, H, W]``, masks everything, or empty."""
+    if not bool((masks > 0.5).flatten(1).all(1).any()):
+        return ""
+    return (
+        "a VACE control masks the whole clip, as one without control_masks does; if only a part is edited, connect its "
+        "mask to HetCache Patch Model"
+    )
 
 
 def _denoised(mask: Tensor | None, x: Tensor) -> Tensor | None:

@@ -23,6 +23,7 @@ from ..tokens import PIXELS_PER_CELL, TokenGrid
 from .comfyui_masks import token_classes
 from .comfyui_schedule import EvaluationSchedule
 
+KEY = "hetcache"  # of our wrappers
 OTHER_CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}
 TENSORS = ("x", "timestep", "context", "clip_fea", "time_dim_concat")  # of a call, one row a stream and clip
 FORWARDS = ("forward", "_forward", "forward_orig")
@@ -38,13 +39,14 @@ class Sampling:
     sigmas: Tensor
     denoise_mask: Tensor | None
     prompt: Any
+    cfg: Any  # before the run, in which nodes may set it as they like
 
     @classmethod
     def of(cls, guider: Any, args: tuple, kwargs: dict) -> Sampling:
         names = ("noise", "latent_image", "sampler", "sigmas", "denoise_mask")
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         given = {name: given.get(name) for name in ("noise", "sampler", "sigmas", "denoise_mask")}
-        return cls(guider, **given, prompt=running_prompt())
+        return cls(guider, **given, prompt=running_prompt(), cfg=getattr(guider, "cfg", None))
 
     def streams(self, uncond: bool) -> int:
         """Streams of an evaluation; a guider with more than two prompts has strengths of its own.
@@ -53,10 +55,16 @@ class Sampling:
             uncond: whether the sampler wants the negative prompt without guidance too.
         """
         guider, conds = self.guider, self.guider.conds
-        unguided = conds.keys() <= {"positive", "negative"} and math.isclose(guider.cfg, 1.0)
+        unguided = conds.keys() <= {"positive", "negative"} and not self._guides_later and math.isclose(self.cfg, 1.0)
         if unguided and not (uncond or guider.model_options.get("disable_cfg1_optimization", False)):
             return max(len(conds.get("positive", ())), 1)
         return max(sum(len(c) for c in conds.values()), 1)
+
+    @property
+    def _guides_later(self) -> bool:
+        """Whether guidance may begin in mid-run: a strength for every step, or nodes that set it as the run goes on."""
+        others = self.wrappers(WrappersMP.PREDICT_NOISE).keys() - {KEY}
+        return bool(others) or not isinstance(self.cfg, (int, float))
 
     def wrappers(self, kind: str) -> dict[str, list]:
         """Wrappers of a kind on this run's model, by key."""

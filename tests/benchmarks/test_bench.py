@@ -100,6 +100,9 @@ def test_the_best_other_method_is_the_nearest_of_those_as_fast():
     name, ahead = overview.nearest({"rows": rows}, 2.0)
     assert name == "teacache" and ahead["mean"] == pytest.approx(7)
     assert overview.nearest({"rows": rows}, 3.0) is None
+    rows = [at("ours", 2.0, 2.0, 50.0), at("easycache", 2.0, 1.6, 49.0), at("magcache", 2.0, 1.8, 41.0)]
+    name, ahead = overview.nearest({"rows": rows}, 2.0)  # none is, but one nearly
+    assert name == "magcache" and ahead["mean"] == pytest.approx(9) and not ahead["equal"]
 
 
 def test_knobs_that_are_the_same_at_a_higher_speed_are_run_once(monkeypatch):

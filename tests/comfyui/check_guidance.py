@@ -170,5 +170,57 @@ def test_skip_layer_guidance_is_a_stream_beyond_the_budget():
         assert psnr(sample(model, QUICK), stock) > 20
     stats = report.runs[-1]
     assert stats.decisions == "FFFRFF" and not stats.warnings, stats.summary()
-    assert stats.records[2].reason == "this stream's context is not remembered yet"
+    assert stats.records[2].reason == "more prompts than the 2 that context memory was shared out for"
     assert stats.peak_context_bytes <= stats.planned_context_bytes
+
+
+class ByStep(comfy.samplers.CFGGuider):
+    """A strength for every step, as KJNodes' scheduled guidance keeps them."""
+
+    def predict_noise(self, x, timestep, model_options, seed):
+        kept, self.step = self.cfg, getattr(self, "step", -1) + 1
+        self.cfg = kept[self.step]
+        try:
+            return super().predict_noise(x, timestep, model_options, seed)
+        finally:
+            self.cfg = kept
+
+
+def test_a_strength_for_every_step_is_no_reason_to_stop():
+    check(guided(ByStep, ([4.0] * 6,), conds=QUICK.conds()))
+    run = guided(ByStep, ([1.0, 1.0, 4.0, 4.0, 4.0, 4.0],), conds=QUICK.conds())
+    patched, report = host.apply(load(), CachePolicy(schedule="FFFFPF"))
+    run(patched)
+    (stats,) = report.runs
+    assert stats.decisions == "FFFFPF" and not stats.warnings and stats.records[1].streams == 1, stats.summary()
+
+
+@pytest.mark.skipif(not hasattr(custom, "CFGOverride"), reason="this host cannot override guidance")
+def test_guidance_that_begins_in_mid_run_has_memory_for_both_prompts():
+    def late(model):
+        return custom.CFGOverride.execute(model, 4.0, 0.2, 1.0).result[0]
+
+    policy = CachePolicy(schedule="FFFFPF")
+    patched, report = host.apply(load(), policy)
+    stock = sample(late(load()), QUICK, cfg=1.0)
+    assert psnr(sample(late(patched), QUICK, cfg=1.0), stock) > 20
+    (stats,) = report.runs
+    assert stats.decisions == policy.schedule and not stats.warnings, stats.summary()
+    assert [r.streams for r in stats.records] == [1, 1, 2, 2, 2, 2]
+
+
+@pytest.mark.skipif(not hasattr(custom, "Guider_DualModel"), reason="this host has no guider of two models")
+def test_a_guiders_second_model_is_not_given_the_firsts_context():
+    other = load(seed=3)
+
+    def run(model):
+        def guider(model):
+            return custom.Guider_DualModel(model, other)
+
+        return guided(guider, (4.0,), conds=QUICK.conds())(model)
+
+    patched, report = host.apply(load(), FAST)
+    assert psnr(run(patched), run(load())) > 20
+    (stats,) = report.runs
+    assert stats.decisions == FAST.schedule and {r.streams for r in stats.records} == {1}, stats.summary()
+    assert stats.warnings == ["the guider asks a second model too, which is computed in full"]

@@ -190,7 +190,7 @@ def test_a_setup_that_fails_leaves_the_run_to_the_host(monkeypatch):
     monkeypatch.setattr(host, "read_setup", broken)
     result, stats = cached(load(), QUICK)
     assert torch.equal(result, sample(load(), QUICK))
-    assert stats.note == "setting up failed (KeyError: 'something new')" and stats.decisions == "FFFFFF"
+    assert stats.note.startswith("setting up failed (KeyError: 'something new'); ") and stats.decisions == "FFFFFF"
 
 
 # ---- two samplers, two experts
@@ -206,7 +206,7 @@ def test_room_is_made_beside_what_a_call_takes_in_our_own_weights_last(monkeypat
     management, others = comfy.model_management, []
     monkeypatch.setattr(management, "free_memory", lambda size, device, keep_loaded: others.append(size))
     monkeypatch.setattr(management, "get_free_memory", lambda device: free)
-    sampling = Sampling(SimpleNamespace(model_patcher=patcher), None, None, None, None, None)
+    sampling = Sampling(SimpleNamespace(model_patcher=patcher), None, None, None, None, None, 1.0)
     sampling.make_room(100, torch.zeros(2, 16, 3, 8, 8))
     assert others == [800] and told == ([(patcher.offload_device, unloaded)] if unloaded else [])
 

@@ -115,3 +115,24 @@ def test_without_a_usable_mask_everything_is_computed_and_said_why(mask, scene, 
     result, stats = cached(model, scene, FAST, mask)
     assert torch.equal(result, sample(model, scene))
     assert reason in stats.note and stats.decisions == "FFFFFF"
+
+
+class Posed(Scene):
+    """A second control, poses say, that nobody gave a mask."""
+
+    def conds(self) -> list:
+        conds = super().conds()
+        for ((_, extra),) in conds:
+            extra["vace_mask"] = [extra["vace_mask"][0], torch.ones_like(extra["vace_mask"][1])]
+        return conds
+
+
+def test_a_control_without_a_mask_of_its_own_is_named_as_what_masks_everything():
+    scene = Posed(height=8, width=8, copies=2)
+    _, stats = cached(load(), scene)
+    assert "without control_masks" in stats.note and "its mask to HetCache Patch Model" in stats.note
+    assert stats.mask_fraction == 1.0 and stats.decisions == "FFFFFF"
+    _, stats = cached(load(), scene, FAST, pixels())
+    assert stats.decisions == FAST.schedule and not stats.note
+    _, stats = cached(load(), scene, replace(FAST, max_mask_fraction=1.0))
+    assert stats.decisions == FAST.schedule  # whoever asks for it gets it

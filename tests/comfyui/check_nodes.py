@@ -113,6 +113,19 @@ def test_a_block_profile_is_found_by_the_name_it_was_given(tmp_path, monkeypatch
     written = {"method": "profilingdit", "block_profile": "my model"}
     assert len(settings.PolicySettings.fingerprint_inputs(method=written)) == 1
     assert policy("profilingdit", block_profile="wan14b").block_profile == "wan14b"
+    for name in ("auto", "wan14b", "wan"):  # a file of this installation changes no name that all of them know
+        made.profile_file(name).write_text(blocks.BlockProfile.load("nano").to_json())
+    assert policy("profilingdit", block_profile="auto", profile="auto") == policy("profilingdit")
+    assert policy("profilingdit", block_profile="wan14b", profile="wan").profile == "wan"
+
+
+@pytest.mark.parametrize("name", ["profile", "block_profile"])
+def test_the_text_of_a_profile_is_not_its_name(name):
+    """It is longer than any file's name may be, at which some systems fail instead of saying that there is none."""
+    given = {name: json.dumps({"scores": [0.5] * 400})}
+    settings.PolicySettings.fingerprint_inputs(method=given, **given)
+    with pytest.raises(ValueError, match="Correct it on this node"):
+        settings.make_policy("custom", 3.0, 512.0, {"method": "profilingdit"}, **given)
 
 
 def test_what_never_ends_is_no_profile(tmp_path):

@@ -1,10 +1,15 @@
 """Streams of a run that come late, leave, come back, or are called in another order."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from hetcache_core import CachePolicy, Engine
+from hetcache_core.costs import Costs
 from hetcache_core.packing import pack
+from hetcache_core.stats import RunStats
+from hetcache_core.tokens import TokenGrid
 from tests.core.test_engine import LAYERS, STEPS, H, Model, T, W, setup
 
 
@@ -76,3 +81,23 @@ def test_what_is_computed_is_the_same_whichever_stream_a_host_calls_first():
         return sorted(map(float, seen))
 
     assert run((1, 0)) == run((0, 1))
+
+
+def timed(evaluations):
+    """Statistics of evaluations of so many streams, of a kind, in so many seconds."""
+    stats = RunStats(CachePolicy(), TokenGrid(1, 4, 4), None)
+    for index, (kind, streams, seconds) in enumerate(evaluations):
+        watch = SimpleNamespace(stop=lambda: None, seconds=seconds, finished=True)
+        stats.add(index, 1.0, kind, "", 16, watch, 0, 0, streams=streams)
+    return stats
+
+
+def test_what_a_guider_saves_is_not_claimed():
+    """Guidance in the first steps only: later ones cost half of those, with or without us."""
+    stats = timed([("F", 2, 9.0), ("F", 2, 2.0), ("F", 2, 2.0), ("F", 1, 1.0), ("R", 1, 0.0), ("F", 1, 1.0)])
+    assert stats.speed == pytest.approx((3 * 2 + 3 * 1) / 15) and not stats.speed_is_estimated
+    stats = timed([("F", 2, 2.0), ("F", 2, 2.0), ("R", 1, 0.0), ("P", 1, 0.5)])
+    assert stats.speed == pytest.approx((2 * 2 + 2 * 1) / 4.5) and stats.speed_is_estimated  # none of one stream timed
+    cold = timed([("F", 2, 9.0), ("P", 2, 1.0), ("P", 1, 0.5)])
+    cold.costs = Costs(partial=0.5)
+    assert cold.speed == pytest.approx((2 + 2 + 1) / (2 + 1.5)) and cold.speed_is_estimated

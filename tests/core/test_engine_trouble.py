@@ -167,3 +167,18 @@ def test_out_of_memory_while_remembering_is_computed_again_without():
 
     engine, _, _ = whole_run(CachePolicy(speed=2.0, warmup=1, max_reuse=0, profile="wan"), spoil=tight)
     assert failed and "out of memory while remembering" in engine.stats.summary()
+
+
+@pytest.mark.parametrize(("method", "schedule"), [("predict", "FFRRFF"), ("record", "FFFFFF")])
+def test_a_forecast_that_cannot_be_kept_or_made_costs_no_answer(method, schedule, monkeypatch):
+    """As on a card filled to its last megabyte: the model's own answer is there, or can be had."""
+
+    def full(*args):
+        raise torch.OutOfMemoryError("out of memory")
+
+    engine = Engine(CachePolicy(schedule=schedule), setup(steps=6))
+    model = Model(engine)
+    monkeypatch.setattr(f"hetcache_core.forecasts.Forecasts.{method}", full)
+    for evaluation in range(6):
+        assert torch.equal(model.run(evaluation, ("cond",)), model.velocity(evaluation))
+    assert engine.stats.decisions == "FFFFFF" and "out of memory" in engine.stats.warnings[0]

@@ -46,18 +46,18 @@ def with_mask(editor):
     return editor
 
 
-def drop(editor, path, kind: str = "video/mp4") -> None:
-    """Let a file fall on the node, as the browser tells the host."""
+def drop(editor, path, kind: str = "video/mp4", times: int = 1) -> None:
+    """Let a file fall on the node, as the browser tells the host, or several at once."""
     data = base64.b64encode(path.read_bytes()).decode()
-    editor.page.evaluate("""async ([data, name, type]) => {
+    editor.page.evaluate("""async ([data, name, type, times]) => {
         const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
         const transfer = new DataTransfer();
-        transfer.items.add(new File([bytes], name, { type }));
+        for (let i = 0; i < times; i++) transfer.items.add(new File([bytes], i + name, { type }));
         const node = HET.node('HetCacheLoadMaskVideo');
         const event = new DragEvent('drop', { dataTransfer: transfer });
         if (!node.onDragOver?.(event)) throw new Error('the node takes no files');
         if (!await node.onDragDrop(event)) throw new Error('the node did not take the file');
-    }""", [data, path.name, kind])  # fmt: skip
+    }""", [data, path.name, kind, times])  # fmt: skip
 
 
 @pytest.mark.parametrize("way", ["upload", "drop"])
@@ -137,6 +137,23 @@ def test_a_still_image_may_be_dropped_too(with_mask, tmp_path, request):
     assert "33 at 16 fps" in with_mask.text("hetcache_mask")
     with_mask.until(PLAYING)
     with_mask.picture("7-mask-still")
+
+
+def test_a_still_image_serves_every_frame_of_a_clip_only(with_mask, tmp_path):
+    """Without one the mask has a single frame, and what comes after takes the others for masked throughout."""
+    path = tmp_path / f"alone {with_mask.nodes2}.png"
+    Image.fromarray(moving_mask(1, 64, 80)[0].astype("uint8") * 255).save(path)
+    drop(with_mask, path, "image/png", times=2)
+    with_mask.until("HET.panel('hetcache_mask').textContent.includes('an image for each frame in a folder')")
+    assert "alone" not in with_mask.js("HET.widget('HetCacheLoadMaskVideo', 'file').value")
+    drop(with_mask, path, "image/png")
+    with_mask.until("HET.panel('hetcache_mask').textContent.includes('1, for every frame')")
+    with_mask.js("""(() => {
+        const mask = HET.node('HetCacheLoadMaskVideo');
+        mask.disconnectInput(mask.inputs.findIndex((input) => input.name === 'images'));
+    })()""")
+    with_mask.until("HET.panel('hetcache_mask').textContent.includes('1; connect the clip')")
+    with_mask.picture("7-mask-still-alone")
 
 
 def test_an_image_that_cannot_be_uploaded_says_so(with_mask, tmp_path):

@@ -26,11 +26,25 @@ def chinese(editor):
 
 
 def test_several_reasons_are_each_translated(chinese):
-    words, known = build.panel("zh"), "the sampler left its schedule"
+    words, known = build.panel("zh"), "a stream not seen before"
     node = chinese.js("String(HET.node('HetCachePatchModel').id)")
-    note = f"{known}; 3 of them are unknown"
+    covered = "the mask covers 95% of the clip, more than 90%; caching pays for smaller edits"
+    note = f"{known}; 3 of them are unknown; {covered}"
     chinese.page.evaluate("(detail) => HET.tell(detail)", {**RUN, "node": node, "note": note})
-    assert f"{words[known]}; 3 of them are unknown" in chinese.text("hetcache_live")
+    said = chinese.text("hetcache_live")
+    covered = "遮罩覆盖片段的 95%，超过 90%；缓存适合更小的编辑区域"
+    assert f"{words[known]}; 3 of them are unknown; {covered}" in said
+
+
+def test_values_in_a_reason_keep_their_places_and_are_translated_too(chinese):
+    node = chinese.js("String(HET.node('HetCachePatchModel').id)")
+    note = (
+        "speed 3 is out of reach, 2.10 is the most: 1 warm-up and 2 cool-down evaluations are full; more steps or a "
+        "shorter warm-up would help, and so would max_reuse 1, which lets single evaluations be forecast"
+    )
+    chinese.page.evaluate("(detail) => HET.tell(detail)", {**RUN, "node": node, "note": note})
+    said = chinese.text("hetcache_live")
+    assert "速度 3 达不到，最多 2.10：1 步预热和 2 步收尾" in said and "把 max_reuse 设为 1 也会有帮助" in said
 
 
 def test_the_panels_speak_the_editors_language(chinese):

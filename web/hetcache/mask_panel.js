@@ -5,6 +5,7 @@ import { addPanel, after, isLinked } from "./widget.js";
 import { say } from "./words.js";
 
 export const MASK = "HetCacheLoadMaskVideo";
+const CLIP = "images"; // the input that gives the mask its length
 const PAUSE = 300; // milliseconds without a change before the server is asked
 const ASKED = ["file", "path", "channel", "threshold", "invert", "grow", "feather", "frame_rate", "skip_frames", "frame_cap"];
 
@@ -54,6 +55,7 @@ export function maskPanel(node, ask) {
     /** Words for what went wrong. */
     fail(error) {
       stop();
+      watch(); // the look that was stopped would have
       draw("error", { error });
     },
     /** What the chosen file has, with the settings as they are. */
@@ -78,7 +80,7 @@ export function maskPanel(node, ask) {
     panel.element.dataset.frames = mask.frames ?? "";
     const known = state === "known" || state === "file";
     panel.show(
-      known && numbers(mask),
+      known && numbers(mask, node.inputs?.some((input) => input.name === CLIP && input.link != null)),
       notes([mask.error ? say(mask.error) : known && advice(mask)], "warn"),
       state === "file" && el("p", { class: "het-state" },
         say("As the file has it. With a clip connected, the mask gets its size and length when the workflow runs.")),
@@ -95,11 +97,12 @@ export function maskPanel(node, ask) {
   return view;
 }
 
-function numbers(mask) {
+function numbers(mask, hasClip) {
   const rate = { frames: mask.frames, fps: Number(mask.fps.toFixed(2)) };
+  const still = hasClip ? say("1, for every frame") : say("1; connect the clip to use it for every frame");
   return facts([
     [say("masked"), percent(mask.share), say("share of all pixels that are edited")],
-    [say("frames"), mask.frames === 1 ? say("1, for every frame") : say("{frames} at {fps} fps", rate)],
+    [say("frames"), mask.frames === 1 ? still : say("{frames} at {fps} fps", rate)],
     [say("size"), `${mask.width}×${mask.height}`],
     [say("unmasked in a row"),
       mask.longest_unmasked ? say("{count} frames", { count: mask.longest_unmasked }) : say("none"),

@@ -18,12 +18,17 @@ export function takeStills(node, api, fail) {
   const videos = node.onDragDrop;
   node.onDragOver ??= (event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.kind === "file");
   node.onDragDrop = async function (event) {
-    const image = [...(event.dataTransfer?.files ?? [])].find((file) => file.type.startsWith("image/"));
+    const images = [...(event.dataTransfer?.files ?? [])].filter((file) => file.type.startsWith("image/"));
+    const [image] = images;
+    if (images.length > 1) {
+      fail(say("One image serves every frame. Put an image for each frame in a folder, and give its path below."));
+      return true;
+    }
     if (!image) return (await videos?.call(this, event)) ?? false;
     try {
       choose(node, await upload(api, image));
     } catch (error) {
-      fail(say("The image could not be uploaded ({status}). Try the upload button.", { status: error.message }));
+      fail(say("The image could not be uploaded ({status}). Copy it into ComfyUI's input folder, and press R.", { status: error.message }));
     }
     return true;
   };

@@ -1,6 +1,7 @@
 /**
  * The panels' words in the language of the editor. English is what the code says; locales/<language>/main.json has the
- * others under "hetcache", by the English words. Reasons of the server come as English words too, and are found alike.
+ * others under "hetcache", by the English words. Reasons of the server come as English words too, and are found alike;
+ * of those with values in them the key has {1}, {2} and so on in their places.
  */
 const LOCALE = "Comfy.Locale";
 let catalogues = {};
@@ -24,8 +25,40 @@ export async function learn(app, api) {
  */
 export function say(text = "", values = {}) {
   const known = catalogues[language()];
-  const find = (words) => (known && Object.hasOwn(known, words) ? known[words] : words);
-  const whole = find(text);
-  const words = whole === text ? text.split("; ").map(find).join("; ") : whole; // reasons may come several at a time
+  const words = known ? translated(text, known) : text;
   return words.replace(/\{(\w+)\}/g, (place, name) => (Object.hasOwn(values, name) ? values[name] : place));
+}
+
+/** Reasons may come several at a time, and hold semicolons themselves: the longest that is known goes first. */
+function translated(text, known) {
+  const parts = text.split("; ");
+  const found = [];
+  for (let from = 0, to; from < parts.length; from = to) {
+    let words;
+    for (to = parts.length; to > from && words === undefined; to--) words = find(parts.slice(from, to).join("; "), known);
+    to = words === undefined ? from + 1 : to + 1;
+    found.push(words ?? parts[from]);
+  }
+  return found.join("; ");
+}
+
+/** A text's words as they stand or by its form, what is in it too; undefined where it has none. */
+function find(text, known) {
+  if (Object.hasOwn(known, text)) return known[text];
+  for (const [form, words] of forms(known)) {
+    const values = form.exec(text);
+    if (values) return words.replace(/\{(\d+)\}/g, (_, number) => translated(values[number], known));
+  }
+  return undefined;
+}
+
+const compiled = new WeakMap(); // of each catalogue, the keys that stand for a form of words
+
+function forms(known) {
+  if (!compiled.has(known)) {
+    const keys = Object.keys(known).filter((key) => /\{\d+\}/.test(key));
+    const literal = (part) => part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+    compiled.set(known, keys.map((key) => [new RegExp(`^${key.split(/\{\d+\}/).map(literal).join("(.*?)")}$`, "s"), known[key]]));
+  }
+  return compiled.get(known);
 }
