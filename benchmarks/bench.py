@@ -24,8 +24,9 @@ import time
 from pathlib import Path
 
 from benchmarks import bench_comfyui
+from benchmarks.comfyui import versions
 from benchmarks.machine import PeakMemory, describe
-from benchmarks.pareto import draw
+from benchmarks.pareto import draw_all
 from benchmarks.rivals.methods import ASIDE, METHODS, Case, Knobs, why_not
 from benchmarks.rivals.tune import tuned
 from benchmarks.rows import measured, run_all, write
@@ -114,8 +115,9 @@ def bench(
     wanted, missing = runs(setting, names)
     kept = json.loads(path.read_text()) if path.exists() else {"machines": [], "rows": []}
     machines, before, here = kept["machines"], kept["rows"], describe() | {"threads": 1, "workers": workers}
+    here |= versions() if setting.host == "comfyui" else {}
     machines = machines if here in machines else [*machines, here]
-    result = {"setting": setting.name, "machines": machines, "missing": missing}
+    result = {"setting": setting.name, "machines": machines}
     result["summary"], result["rows"] = summarise(before), before
     for name, reason in missing.items():
         print(f"{setting.name}: no {name}: {reason}", flush=True)
@@ -130,7 +132,7 @@ def bench(
 
     run_all(work, tasks, workers, 1, done)
     if result["rows"]:
-        draw(setting.name, result["summary"], path.with_suffix(".png"))
+        draw_all(result, folder)
     return result
 
 
@@ -151,6 +153,7 @@ def main(argv: list[str] | None = None) -> None:
         print("\n".join([*(s.name for s in SETTINGS), "", *METHODS]))
         return
     args.out.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
     for setting in chosen(args.settings):
         result = bench(setting, args.clips, args.methods, args.workers, args.out, args.anew)
         for entry in result["summary"]:
@@ -158,6 +161,7 @@ def main(argv: list[str] | None = None) -> None:
             gain = f"  ours {ahead['mean']:+.1f} +- {ahead['spread']:.1f} dB" if ahead else ""
             reached = f"{entry['wanted']:4g}x: {entry['speed']:5.2f}x  {entry['psnr']['mask']:5.1f} dB"
             print(f"{entry['name']:22} {reached}{gain}")
+    print(f"took {(time.perf_counter() - began) / 60:.1f} minutes")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,14 @@ def host() -> tuple[Path, Path]:
     return folder, python
 
 
+def versions() -> dict[str, str]:
+    """ComfyUI's version and that of its torch."""
+    folder, python = host()
+    ask = "import comfyui_version, torch; print(comfyui_version.__version__, torch.__version__)"
+    found = subprocess.run([python, "-c", ask], cwd=folder, capture_output=True, text=True, check=True)
+    return dict(zip(("comfyui", "comfyui_torch"), found.stdout.split()[-2:], strict=True))
+
+
 def inside(tasks: dict, folder: Path, python: Path, scratch: Path) -> list[dict]:
     """Sample every clip in the host; rows of (clip, run, seconds, psnr, ssim)."""
     (scratch / "tasks.json").write_text(json.dumps(tasks))

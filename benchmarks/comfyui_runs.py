@@ -31,6 +31,7 @@ from comfy_extras.nodes_wan import WanVaceToVideo  # noqa: E402
 
 from hetcache_core import CachePolicy  # noqa: E402
 from hetcache_core.hosts import comfyui as host  # noqa: E402
+from hetcache_core.plan import forget  # noqa: E402
 
 
 def load_pack():
@@ -84,6 +85,7 @@ def edit(task: dict, demo, tasks: dict) -> dict:
     out, took = {"mask": covered}, {}
     sample(model, full_sigmas[:3])  # warms up
     for name, run in [*runs.items(), *list(runs.items())[:1]]:  # the first, in full, once more: machines drift
+        forget()
         used, report = patched(model, run, mask)
         began = time.perf_counter()
         result = sample(used, torch.tensor(run.get("sigmas", tasks["sigmas"])))

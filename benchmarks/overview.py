@@ -164,7 +164,7 @@ def least(results: list[dict]) -> list[str]:
             ]
             if found:
                 ahead, setting, speed = min(found, key=lambda point: point[0]["mean"])
-                said.append(f"over {what} {spread(ahead['mean'], ahead)} dB ({_place(setting)}, {speed:g}x)")
+                said.append(f"over {what} {spread(ahead['mean'], ahead)} dB ({place(setting)}, {speed:g}x)")
         if said:
             lines.append(f"Least gain at equal time, masks of {words}: {'; '.join(said)}.")
     return [*lines, ""] if lines else []
@@ -176,7 +176,7 @@ def near(results: list[dict]) -> list[str]:
     for result, setting, speed in _points(results):
         ahead = at_equal_time(result["rows"], "forecast", speed, slower=True)
         if ahead and ahead["mean"] < CLOSE:
-            places.setdefault(_place(setting), []).append(f"{speed:g}x {ahead['mean']:+.1f}")
+            places.setdefault(place(setting), []).append(f"{speed:g}x {ahead['mean']:+.1f}")
     if not places:
         return []
     listed = "; ".join(f"{place}: {', '.join(found)}" for place, found in places.items())
@@ -193,7 +193,8 @@ def _points(results: list[dict]) -> list[tuple[dict, Setting, float]]:
     ]
 
 
-def _place(setting: Setting) -> str:
+def place(setting: Setting) -> str:
+    """A setting in words."""
     return f"{setting.steps} steps, {masks(setting)}, {hosted(setting)}, {setting.frames} frames"
 
 

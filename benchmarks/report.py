@@ -12,10 +12,10 @@ from pathlib import Path
 from benchmarks import few_forecasts, forecasts, foretold, real_size, tiers, traffic
 from benchmarks.kinds import OPTIMIST
 from benchmarks.overview import by_speed, made_on, overview, spread, titled
-from benchmarks.pareto import draw
-from benchmarks.rivals.methods import METHODS
+from benchmarks.pareto import draw_all
+from benchmarks.rivals.methods import ASIDE, METHODS, why_not
 from benchmarks.settings import MAIN, SETTINGS, Setting
-from benchmarks.summary import summarise
+from benchmarks.summary import REGIONS, summarise
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -27,25 +27,45 @@ def bench_table(result: dict) -> list[str]:
     lines = [
         titled(result),
         "",
-        "| at | | clips | speed | planning counted | of the stock run | PSNR mask | SSIM mask | ring | "
-        "outside | all | ours ahead at that budget, paired | held | peak, whole process |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| at | | clips | seconds | speed | planning counted | of the stock run | PSNR mask | ring | outside | all | "
+        "SSIM mask | ring | outside | all | ours ahead at that budget, paired (worst clip) | held | "
+        "peak, whole process |",
+        "|---" * 18 + "|",
     ]
     for entry in result["summary"]:
         if entry["name"] == "full":
             continue
         ahead, psnr, held = entry.get("ours_ahead"), entry["psnr"], entry["held_mb"]
-        gain = f"{spread(ahead['mean'], ahead)} dB" if ahead else ""
-        others = " | ".join("" if psnr[part] is None else f"{psnr[part]:.1f}" for part in ("ring", "outside", "all"))
+        gain = f"{spread(ahead['mean'], ahead)} dB ({ahead['worst']:+.1f})" if ahead else ""
+        quality = " | ".join("" if psnr[part] is None else f"{psnr[part]:.1f} dB" for part in REGIONS)
+        alike = " | ".join("" if value is None else f"{value:.3f}" for value in map(entry["ssim"].get, REGIONS))
         kinds = (entry.get("speed_with_planning"), entry["stock_speed"])
         planned, stock = ("" if speed is None else f"{speed:.2f}x" for speed in kinds)
         memory = " | ".join("" if size is None else f"{size:.0f} MB" for size in (held, entry["peak_mb"]))
         label = METHODS[entry["name"]].label
         lines.append(
-            f"| {entry['wanted']:g}x | {label} | {entry['clips']} | {entry['speed']:.2f}x | {planned} | {stock} | "
-            f"{psnr['mask']:.1f} dB | {entry['ssim']['mask']:.3f} | {others} | {gain} | {memory} |"
+            f"| {entry['wanted']:g}x | {label} | {entry['clips']} | {entry['seconds']:.1f} | {entry['speed']:.2f}x | "
+            f"{planned} | {stock} | {quality} | {alike} | {gain} | {memory} |"
         )
-    return lines
+    pictures = [f"[{words}](bench/{path.name})" for words, path in zip(("Plot", "our ablations"), _plots(result))]
+    return [*lines, "", f"{', '.join(pictures)}. {absent(result)}".strip()]
+
+
+def _plots(result: dict) -> list[Path]:
+    """The pictures of a setting that there are."""
+    files = [RESULTS / "bench" / f"{result['setting']}{which}.png" for which in ("", "-ablations")]
+    return [path for path in files if path.exists()]
+
+
+def absent(result: dict) -> str:
+    """The rivals and papers' methods that have no row in a setting, and why, in a sentence; empty where all have."""
+    setting, there = Setting.parse(result["setting"]), {row["name"] for row in result["rows"]}
+    reasons: dict[str, list[str]] = {}
+    for name, method in METHODS.items():
+        if name not in there and name not in ASIDE and method.kind in ("rival", "paper"):
+            reasons.setdefault(why_not(name, setting), []).append(method.label)
+    said = [", ".join(labels) + (f" ({reason})" if reason else "") for reason, labels in sorted(reasons.items())]
+    return f"Not run: {'; '.join(said)}." if said else ""
 
 
 def bench_results() -> list[dict]:
@@ -194,7 +214,7 @@ def main() -> None:
     for path, section in sections().items():
         path.write_text(updated(path.read_text(), section))
     for result in bench_results():
-        draw(result["setting"], result["summary"], RESULTS / "bench" / f"{result['setting']}.png")
+        draw_all(result, RESULTS / "bench")
 
 
 if __name__ == "__main__":

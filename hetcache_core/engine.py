@@ -144,7 +144,7 @@ class Engine(Routing):
         self.closed = True
         if self._forecasts:
             self._forecasts.clear()
-        for store in (self.partials, self.blocks, self.method):
+        for store in (self.partials, self.blocks):
             if store:
                 store.close()
 
@@ -374,8 +374,6 @@ class Engine(Routing):
         watched = self._forecasts.watched
         if watched not in self.streams:
             return
-        rows, generative = patches.chunk(len(self.streams))[self.streams.index(watched)], self.setup.classes.generative
-        self.method.observe(self._evaluation, rows, generative if selection is None else generative[selection])
         if seen := self._forecasts[watched].seen:
             self.method.observe_forecast(self._evaluation, seen)
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .extrapolation import bend_factor, derivatives
+from .signals import relative_change
 
 DECAY = 0.5
 # Chosen on tuning clips; `python -m benchmarks.forecasts` compares.
@@ -156,7 +157,7 @@ class Forecast:
         size = new.square().mean().sqrt().clamp_min(1e-12)
         seen = [
             age[tokens].mean(),
-            (new - old).abs().sum() / old.abs().sum().clamp_min(1e-12),
+            relative_change(new, old),
             (new - old - ahead).square().mean().sqrt() / size,
         ]
         if selection is None and patches.shape[2] > len(tokens):

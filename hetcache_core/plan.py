@@ -118,6 +118,11 @@ def _first(plans: list[Plan], margin: float) -> Plan:
     return next(p for p in reachable if p.predicted_error <= least * margin)
 
 
+def forget() -> None:
+    """Let go of plans made before, so that the next one takes its time: for measuring what planning costs."""
+    _plan.cache_clear()
+
+
 @lru_cache(maxsize=256)  # a queue of prompts, or a slider that moves to and fro, asks the same again
 def _plan(
     sigmas: tuple[float, ...], costs: Costs, speed: float, rules: Rules, profile: ErrorProfile, done: str

@@ -126,10 +126,11 @@ def _method(
 ) -> tuple[Method, Plan | None]:
     """The policy's method, and its plan where it has one."""
     evaluations = setup.evaluations
+    positions = [setup.position(evaluation) for evaluation in range(evaluations)]
     if policy.method == "hetcache":
-        return HetCache(policy.threshold, policy.partial_factor, evaluations, rules), None
+        return HetCache(policy.threshold, policy.partial_factor, positions, rules), None
     if policy.method == "mixcache":
-        return MixCache(policy.trigger, policy.deviation, evaluations, rules, profile.impacts), None
+        return MixCache(policy.trigger, policy.deviation, positions, rules, profile.impacts), None
     if policy.method == "profilingdit":
         decisions = timeline(evaluations, policy.interval, policy.interval_min, policy.warmup, policy.cooldown or 0)
         planned = Plan.given(decisions, evaluations, costs)

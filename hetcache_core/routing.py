@@ -151,6 +151,7 @@ class Routing:
 
     def _give_up(self, kind: str, store: Partials | BlockCache | None, text: str) -> None:
         self._off[kind] = self._trouble(text)
+        self.method.lose(kind)
         if kind in PARTS.get(self._decision, self._decision):
             self._decision, self._reason = FULL, text
         if store:

@@ -3,10 +3,11 @@
 At a full evaluation the context tokens of one attention layer are clustered by K-Means, and every token gets as its
 importance the attention that generative tokens pay to it; each cluster then keeps its most important tokens. The paper
 leaves open which features, which layer, how to cluster, and what a kept token stands for. Our choices: the layer's
-values (keys carry rotary position) projected to 64 dimensions, five of Lloyd's rounds from rows far apart, the middle
+values (keys carry rotary position) projected to 64 dimensions, five of Lloyd's rounds from k-means++ rows, the middle
 main block, the conditional stream where the first call tells it, and a log-weight per cluster, since a cluster's few
-stand for all of it. The paper chooses at every partial evaluation; here a choice holds until the next full one, which
-sees all tokens.
+stand for all of it: where importance is known, by as much attention as the cluster got over what they got themselves,
+else by its size over their number. The paper chooses at every partial evaluation; here a choice holds until the next
+full one, which sees all tokens.
 """
 
 from __future__ import annotations
@@ -86,16 +87,20 @@ def project(features: Tensor) -> Tensor:
 
 
 def kmeans(features: Tensor, clusters: int, iterations: int = ITERATIONS) -> Tensor:
-    """Cluster of each row, int64 ``[N]``: Lloyd's algorithm from rows far from one another; a cluster may end up empty.
+    """Cluster of each row, int64 ``[N]``: Lloyd's algorithm from k-means++ seeds; a cluster may end up empty.
+
+    A seed is drawn by its squared distance from those before (Arthur and Vassilvitskii, 2007), here at fractions spread
+    evenly rather than at random: outliers become seeds, but not all of them.
 
     Args:
         features: float32 ``[N, D]``.
     """
-    centres, nearest = features[:1], torch.cdist(features, features[:1])[:, 0]
-    for _ in range(clusters - 1):
-        farthest = features.index_select(0, nearest.argmax()[None])  # indexing by a number would wait for the device
-        centres = torch.cat([centres, farthest])
-        nearest = torch.minimum(nearest, torch.cdist(features, centres[-1:])[:, 0])
+    centres, apart = features[:1], torch.cdist(features, features[:1])[:, 0].square()
+    for i in range(1, clusters):
+        mass = apart.cumsum(0)
+        drawn = torch.searchsorted(mass, mass[-1:] * (i * GOLDEN % 2**32 / 2**32)).clamp_max(len(features) - 1)
+        centres = torch.cat([centres, features.index_select(0, drawn)])  # indexing by a number waits for the device
+        apart = torch.minimum(apart, torch.cdist(features, centres[-1:])[:, 0].square())
     for _ in range(iterations):
         labels = torch.cdist(features, centres).argmin(1)
         counts = torch.bincount(labels, minlength=clusters)
@@ -127,7 +132,8 @@ def best_of_clusters(labels: Tensor, scores: Tensor | None, count: int) -> tuple
         scores: ``[N]``, the highest of a cluster are kept; None keeps an even spread of it.
 
     Returns:
-        Sorted positions ``[count]`` and how many rows of its cluster each stands for, float32 ``[count]``.
+        Sorted positions ``[count]`` and how many rows of its cluster each stands for, float32 ``[count]``: as many as
+        got the cluster's score, where there are scores, else as many as there are.
     """
     sizes = torch.bincount(labels)
     kept = _proportional(sizes, count)
@@ -139,8 +145,13 @@ def best_of_clusters(labels: Tensor, scores: Tensor | None, count: int) -> tuple
         grouped = by_score[labels[by_score].argsort(stable=True)]
         starts = sizes.cumsum(0) - sizes
         rank[grouped] = torch.arange(len(labels), device=labels.device) - starts[labels[grouped]]
-    chosen = (rank < kept[labels]).nonzero().flatten()
-    return chosen, (sizes.float() / kept.clamp_min(1).float())[labels[chosen]]
+    keeps = rank < kept[labels]
+    chosen = keeps.nonzero().flatten()
+    if scores is None:
+        return chosen, (sizes.float() / kept.clamp_min(1).float())[labels[chosen]]
+    mine = one_hot(labels, len(sizes)).to(scores)
+    whole, part = scores @ mine, (scores * keeps) @ mine
+    return chosen, (whole / part.clamp_min(1e-30)).clamp_min(1.0)[labels[chosen]]
 
 
 def _proportional(sizes: Tensor, count: int) -> Tensor:

@@ -32,7 +32,7 @@ from ..block_profile import BlockProfile
 from ..costs import ModelShape
 from ..engine import Engine
 from ..packing import pack, pack_timesteps
-from ..policy import CachePolicy
+from ..policy import FEW_STEPS, CachePolicy
 from ..profile import ErrorProfile
 from ..setup import RunSetup
 from ..stats import RunStats
@@ -234,8 +234,9 @@ class _Hook(ModelHook):
         sample, scheduler = call["hidden_states"], getattr(self._source, "scheduler", self._source)
         schedule = Schedule.starting_at(timestep, scheduler, boundary(self._source, module))
         self.calls.schedule, policy = schedule, self.policy
-        if place.doubtful and not policy.schedule:  # nothing is reused before the second step has told
-            policy = replace(policy, warmup=max(policy.warmup or 0, 2))
+        short = (None, 1) if len(schedule.timesteps) <= FEW_STEPS else (1,)  # warm-ups of one evaluation
+        if place.doubtful and not policy.schedule and policy.warmup in short:
+            policy = replace(policy, warmup=2)  # nothing is reused before the second step has told
         try:
             setup = read_setup(module, call, policy, schedule, scheduler, self.mask, self.streams)
             if place.several:

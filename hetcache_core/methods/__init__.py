@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from ..error_model import FULL, PARTIAL, PARTS, awaited
 from ..forecast import Seen
 from ..plan import Plan
 
 
 class Method:
-    """Decides evaluations in order. ``decide`` may be asked once per evaluation; ``observe`` sees every prediction.
+    """Decides evaluations in order. ``decide`` may be asked once per evaluation.
 
     ``watches``: whether it wants to know what every computed evaluation showed of the forecasts.
     """
@@ -30,9 +28,6 @@ class Method:
         from several full ones. For evaluation -1, whether it may come at all."""
         return False
 
-    def observe(self, evaluation: int, patches: Tensor, generative: Tensor) -> None:
-        """See what was computed of the watched stream, patches ``[rows, C, N, 2, 2]``; ``generative``: bool ``[N]``."""
-
     def observe_forecast(self, evaluation: int, seen: Seen) -> None:
         """See how that prediction differed from the last one and from its forecast."""
 
@@ -42,8 +37,8 @@ class Method:
     def observe_blocks(self, evaluation: int, change: float) -> None:
         """See the relative change of the background blocks' deltas since they were captured before."""
 
-    def close(self) -> None:
-        """Let go of all tensors."""
+    def lose(self, kind: str) -> None:
+        """Learn that this kind of evaluation failed and is computed in full for the rest of the run."""
 
 
 class Planned(Method):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Sequence
 
 from ..error_model import FULL, PARTIAL, REUSE, Rules
-from ..signals import relative_change
+from ..forecast import Seen
 from . import Method
 
 
@@ -13,8 +13,10 @@ class HetCache(Method):
     """Full, partial or reuse by how far the prediction is expected to have moved since it was last computed.
 
     The paper accumulates the relative L1 change of the timestep-modulated input, which its code takes from the timestep
-    embedding alone: a constant of the schedule. Here, by our choice, the change is that of the predictions themselves
-    on generative tokens: the rate seen between the last two computed evaluations is added at every evaluation.
+    embedding alone: a constant of the schedule. Here, by our choice, the change is that of what is kept of the
+    predictions (with samplers that add noise, of the clean clip they stand for) on generative tokens: the rate seen
+    between the last two computed noise levels is added for every level since. It takes two to be known: where warm-up
+    is one evaluation, the second is computed too.
 
     Direction as in the paper's code: up to ``threshold`` an evaluation is reused, up to ``threshold * partial_factor``
     it is partial, beyond it is full; so a higher threshold is faster. Every computed evaluation resets the sum.
@@ -31,16 +33,18 @@ class HetCache(Method):
     are followed.
 
     Args:
-        threshold: D. partial_factor: 1.5 in the paper. evaluations: of the run.
+        threshold: D. partial_factor: 1.5 in the paper.
+        positions: of the run's evaluations along the schedule; those at one noise level share one.
         rules: warm-up, cool-down, longest reuse, refresh.
     """
 
-    def __init__(self, threshold: float, partial_factor: float, evaluations: int, rules: Rules):
+    watches = True
+
+    def __init__(self, threshold: float, partial_factor: float, positions: Sequence[float], rules: Rules):
         self.threshold, self.partial_factor = threshold, partial_factor
-        self.evaluations, self.rules = evaluations, rules
+        self.positions, self.rules = positions, rules
         self._accumulated = 0.0
         self._rate: float | None = None
-        self._seen: tuple[int, Tensor] | None = None
         self._reused = self._age = 0
 
     def decide(self, evaluation: int) -> tuple[str, str]:
@@ -53,27 +57,20 @@ class HetCache(Method):
 
     def expects(self, decision: str, evaluation: int) -> bool:
         possible = decision == PARTIAL and self.rules.partials
-        return possible and evaluation < self.evaluations - self.rules.cooldown - 1
+        return possible and evaluation < len(self.positions) - self.rules.cooldown - 1
 
-    def observe(self, evaluation: int, patches: Tensor, generative: Tensor) -> None:
-        new = patches[:, :, generative]
-        if self._seen is not None:
-            before, old = self._seen
-            self._rate = float(relative_change(new, old)) / max(evaluation - before, 1)
-        self._seen = evaluation, new
-
-    def close(self) -> None:
-        self._seen = None
+    def observe_forecast(self, evaluation: int, seen: Seen) -> None:
+        self._rate = seen.change / seen.gap
 
     def _judge(self, evaluation: int) -> tuple[str, str]:
         rules = self.rules
         if evaluation < rules.warmup or self._rate is None:
             return FULL, "warm-up"
-        if evaluation >= self.evaluations - rules.cooldown:
+        if evaluation >= len(self.positions) - rules.cooldown:
             return FULL, "cool-down"
         if self._age + 1 >= rules.refresh:
             return FULL, "refresh"
-        self._accumulated += self._rate
+        self._accumulated += self._rate * (self.positions[evaluation] - self.positions[evaluation - 1])
         change = f"change {self._accumulated:.3f}"
         if self._accumulated <= self.threshold and self._reused < rules.max_reuse:
             return REUSE, f"{change} <= {self.threshold:g}"

@@ -11,19 +11,20 @@ The paper's body gives no thresholds, tables or exact trigger in what could be r
 least a tenth of the evaluations and the rules' warm-up are over, and the change per evaluation stayed below ``trigger``
 twice in a row; the rules' cool-down ends it, of which 8 evaluations and fewer have none); all distances on generative
 tokens, that of blocks on 64 of them and as the mean over runs of blocks, whose deltas are kept as one; an interval of 1
-to 4 cached evaluations between full ones; deviation as how far the full evaluation after them would have been missed by
-a forecast from what was computed last, weighted by the granularity's impact over the step's, with the lower bound a
-third of the upper; what is reused is forecast as everywhere here, not held (``forecast_order`` 0 holds it); and what a
-cfg or block evaluation made of what it computed counts as the newest prediction, from which a step after it is served,
-and that of a block evaluation, which computes both streams, renews their difference too. One granularity an evaluation:
-the paper lets cfg and block combine, which our decision does not, and knows no partial evaluations, on which guidance
-may be reused too (H, in plans and schedules).
+to 4 cached evaluations between full ones, which begins at 1 and changes by 1 at every full one; deviation as how far
+the full evaluation after them would have been missed by a forecast from what was computed last, weighted by the
+granularity's impact over the step's, with the lower bound a third of the upper; what is reused is forecast as
+everywhere here, not held (``forecast_order`` 0 holds it); and what a cfg or block evaluation made of what it computed
+counts as the newest prediction, from which a step after it is served, and that of a block evaluation, which computes
+both streams, renews their difference too. One granularity an evaluation: the paper lets cfg and block combine, which
+our decision does not, and knows no partial evaluations, on which guidance may be reused too (H, in plans and
+schedules).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..error_model import BLOCKS, FULL, GUIDANCE, REUSE, Rules
 from ..forecast import Seen
@@ -42,7 +43,7 @@ class MixCache(Method):
     Args:
         trigger: change per evaluation (relative L1) below which caching may begin.
         deviation: quality bound above which the interval shrinks; below a third of it, it grows.
-        evaluations: of the run.
+        positions: of the run's evaluations along the schedule; those at one noise level share one.
         rules: warm-up, cool-down, most reuse in a row.
         impact: by decision letter, final error per relative error of what is cached; granularities that are not in it
             are not used.
@@ -50,9 +51,16 @@ class MixCache(Method):
 
     watches = True
 
-    def __init__(self, trigger: float, deviation: float, evaluations: int, rules: Rules, impact: Mapping[str, float]):
+    def __init__(
+        self,
+        trigger: float,
+        deviation: float,
+        positions: Sequence[float],
+        rules: Rules,
+        impact: Mapping[str, float],
+    ):
         self.trigger, self.deviation = trigger, deviation
-        self.evaluations, self.rules, self.impact = evaluations, rules, dict(impact)
+        self.positions, self.rules, self.impact = positions, rules, dict(impact)
         self.interval = 1
         self._distances: dict[str, float] = {}
         self._misses: dict[str, float] = {}
@@ -61,14 +69,17 @@ class MixCache(Method):
         self._left = self._reused = 0
         self._last = self._decision = FULL
         self._used: set[str] = set()
+        self._shown = {REUSE}  # what may be chosen: steps, and what the last full evaluation showed
 
     def expects(self, decision: str, evaluation: int) -> bool:
-        return decision in self.impact and evaluation < self.evaluations - self.rules.cooldown - 1
+        return decision in self.impact and evaluation < len(self.positions) - self.rules.cooldown - 1
 
     def decide(self, evaluation: int) -> tuple[str, str]:
         if self._decision == FULL and evaluation:
             self._begin_interval()
         self._decision, reason = self._judge(evaluation)
+        if self._decision == FULL:
+            self._shown = {REUSE}
         self._reused = self._reused + 1 if self._decision == REUSE else 0
         if self._decision == FULL:
             self._left = 0
@@ -86,15 +97,23 @@ class MixCache(Method):
     def observe_guidance(self, evaluation: int, seen: Seen) -> None:
         self._distances[GUIDANCE] = seen.change / seen.gap
         self._misses[GUIDANCE] = seen.miss
+        self._shown.add(GUIDANCE)
 
     def observe_blocks(self, evaluation: int, change: float) -> None:
-        self._distances[BLOCKS] = change / max(evaluation - self._captured, 1)
-        self._misses[BLOCKS], self._captured = change, evaluation
+        self._shown.add(BLOCKS)
+        gap = self.positions[evaluation] - self.positions[self._captured]
+        if gap > 0:
+            self._distances[BLOCKS] = change / gap
+            self._misses[BLOCKS], self._captured = change, evaluation
+
+    def lose(self, kind: str) -> None:
+        self.impact.pop(kind, None)
 
     def _begin_interval(self) -> None:
         """What the last full evaluation showed decides how long the next one may wait."""
         if self._used:
-            worst = max(self._misses.get(k, 0.0) * self.impact[k] / self.impact[REUSE] for k in self._used)
+            impacts = {kind: self.impact.get(kind, 0.0) / self.impact[REUSE] for kind in self._used}
+            worst = max(self._misses.get(kind, 0.0) * impact for kind, impact in impacts.items())
             if worst > self.deviation:
                 self.interval = max(self.interval - 1, 1)
             elif worst < self.deviation * LOWER:
@@ -104,9 +123,10 @@ class MixCache(Method):
 
     def _judge(self, evaluation: int) -> tuple[str, str]:
         rules = self.rules
-        if evaluation < max(rules.warmup, math.ceil(0.1 * self.evaluations)):
+        evaluations = len(self.positions)
+        if evaluation < max(rules.warmup, math.ceil(0.1 * evaluations)):
             return FULL, "warm-up"
-        if evaluation >= self.evaluations - rules.cooldown:
+        if evaluation >= evaluations - rules.cooldown:
             return FULL, "cool-down"
         if self._calm < CALM:
             return FULL, f"change {self._rate:.3f} not below {self.trigger:g} twice in a row"
@@ -115,7 +135,7 @@ class MixCache(Method):
         penalties = {
             kind: distance * self.impact[kind] * (REPEATED if kind == self._last else 1.0)
             for kind, distance in self._distances.items()
-            if kind in self.impact and not (kind == REUSE and self._reused >= rules.max_reuse)
+            if kind in self._shown.intersection(self.impact) and (kind != REUSE or self._reused < rules.max_reuse)
         }
         if not penalties:
             return FULL, "nothing may be reused here"

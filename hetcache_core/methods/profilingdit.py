@@ -26,7 +26,7 @@ def timeline(
         evaluations: of the run, S.
         interval: evaluations from one full one to the next, Tmax.
         interval_min: the same at the end, Tmin; None keeps it constant.
-        warmup: full evaluations at the start, s0; None: 6, scaled.
+        warmup: s0, the full evaluations before the one that begins the first interval; None: 6, scaled.
         cooldown: full evaluations at the end; the paper has none.
     """
     usual = min(max(evaluations, PAPER_STEPS[0]), PAPER_STEPS[1])

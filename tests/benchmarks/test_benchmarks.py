@@ -24,7 +24,7 @@ from benchmarks import (
 )
 from benchmarks.latent import LatentEdit
 from benchmarks.machine import PeakMemory
-from benchmarks.pareto import look
+from benchmarks.pareto import ABLATIONS, RIVALS, draw_all, look
 from benchmarks.rivals.methods import METHODS
 from benchmarks.settings import MAIN
 from demo import models
@@ -293,5 +293,28 @@ def test_prices_of_guidance_and_blocks_come_from_their_errors():
 
 
 def test_no_two_methods_of_a_plot_look_alike():
-    looks = [tuple(look(i).values()) for i in range(len(METHODS))]
+    looks = [tuple(look(i).values()) for i in range(max(len(RIVALS), len(ABLATIONS) + 1))]
     assert len(set(looks)) == len(looks)
+
+
+def test_a_method_looks_the_same_in_every_plot_and_ablations_have_one_of_their_own(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from matplotlib.axes import Axes
+
+    drawn, plot = {}, Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda *args, **kwargs: (
+        drawn.setdefault(kwargs["label"], []).append((kwargs["marker"], kwargs["color"])), plot(*args, **kwargs)
+    ))  # fmt: skip
+
+    def entry(name):
+        return {"name": name, "wanted": 2.0, "clips": 1, "speed": 2.0, "psnr": {"mask": 30.0}}
+
+    names = ("ours", "easycache", "forecast", "held", "crop")
+    alone = {"setting": MAIN.name, "summary": [entry("ours"), entry("crop")]}
+    every = {"setting": MAIN.name, "summary": [entry(name) for name in names]}
+    assert [file.name for file in draw_all(alone, tmp_path)] == [f"{MAIN.name}.png"]
+    assert [file.name for file in draw_all(every, tmp_path)] == [f"{MAIN.name}.png", f"{MAIN.name}-ablations.png"]
+    counts = {label: len(found) for label, found in drawn.items()}
+    assert counts == {"HetCache": 3, "crop and stitch": 2, "EasyCache": 1, METHODS["forecast"].label: 2,
+                      METHODS["held"].label: 1}  # fmt: skip
+    assert len(set(drawn["crop and stitch"])) == 1

@@ -1,6 +1,6 @@
 """HetCache's paper mode without the mistakes of the reference implementation; each test names one."""
 
-import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hetcache_core import CachePolicy, Engine
 from hetcache_core.costs import ModelShape
 from hetcache_core.error_model import Rules
+from hetcache_core.forecast import Seen
 from hetcache_core.methods.hetcache import HetCache
 from hetcache_core.packing import pack
 from hetcache_core.prepare import prepare
@@ -82,26 +83,58 @@ def watched_run(policy=PAPER, steps=24, **changes):
     return engine, calls, remembered
 
 
-def fixed(policy=PAPER, rates=(), **changes):
+def fixed(policy=PAPER, rates=(), positions=None, **changes):
     """Decisions of the method alone where the prediction changes at these rates per evaluation."""
     rules = Rules(**{"warmup": 2, "cooldown": 1, "max_reuse": 20, "refresh": 100, **changes})
-    method, done, position, value = HetCache(policy.threshold, policy.partial_factor, len(rates), rules), "", -1, 1.0
+    positions = positions or [float(i) for i in range(len(rates))]
+    method, done, last, value = HetCache(policy.threshold, policy.partial_factor, positions, rules), "", None, 1.0
     for i, rate in enumerate(rates):
         done += method.decide(i)[0]
         value *= 1 + rate
         if done[-1] != "R":
-            rows = torch.full((1, 1, 4, 2, 2), value)
-            method.observe(i, rows, torch.ones(4, dtype=torch.bool))
-            position = i
-    return done, position
+            if last and positions[i] > last[0]:
+                method.observe_forecast(i, Seen(positions[i] - last[0], abs(value - last[1]) / last[1], 0.0))
+            last = positions[i], value
+    return done
 
 
 def test_reuse_up_to_d_partial_up_to_one_and_a_half_d_full_beyond():
     """Section 1.1: D <= threshold, D <= 1.5 threshold; a computed evaluation begins the sum anew."""
     assert PAPER.partial_factor == 1.5
-    assert fixed(rates=[0.04] * 12)[0] == "FF" + "RRP" * 3 + "F"  # 0.04, 0.08, 0.12 <= 0.15
-    assert fixed(rates=[0.12] * 8)[0] == "FF" + "P" * 5 + "F"
-    assert fixed(rates=[0.16] * 8)[0] == "F" * 8
+    assert fixed(rates=[0.04] * 12) == "FF" + "RRP" * 3 + "F"  # 0.04, 0.08, 0.12 <= 0.15
+    assert fixed(rates=[0.12] * 8) == "FF" + "P" * 5 + "F"
+    assert fixed(rates=[0.16] * 8) == "F" * 8
+
+
+def test_change_is_counted_by_noise_level_not_by_evaluation():
+    """Heun evaluates every level but the first twice, with next to no change between the two."""
+    rates, positions = [0.0] + [0.04, 0.0] * 9, [0.0] + [level for level in range(1, 10) for _ in range(2)]
+    for warmup in (2, 3, 4):  # whichever of the two it ends with
+        done = fixed(rates=rates, positions=[float(p) for p in positions], warmup=warmup)
+        assert "P" in done  # the rate is not the nothing between the two
+        by_level = {}
+        for position, decision in zip(positions[warmup:-1], done[warmup:-1], strict=True):
+            by_level.setdefault(position, set()).add(decision)
+        renewed = [level for level, found in by_level.items() if found != {"R"}]
+        gaps = {after - before for before, after in pairwise(renewed)}
+        assert gaps == {3}, done  # 0.04, 0.08, 0.12 <= 0.15, as with one evaluation a level
+
+
+def test_samplers_that_add_noise_are_judged_by_the_clip_not_by_the_noise():
+    """Their predictions hold fresh noise at every step; the clean clip under it hardly moves."""
+    clean, steps = torch.randn(1, 16, T, H, W, generator=torch.Generator().manual_seed(0)), 24
+    engine = Engine(PUBLISHED, setup(steps=steps, stochastic=True))
+    for evaluation in range(steps):
+        sigma = engine.setup.sigmas[evaluation]
+        fresh = torch.randn(clean.shape, generator=torch.Generator().manual_seed(evaluation))
+        sample = (1 - sigma) * clean + sigma * fresh
+
+        def compute(selection, fresh=fresh):
+            return fresh - clean if selection is None else pack(fresh - clean, selection)
+
+        output = engine.evaluate(evaluation, ("cond",), sample, compute)
+        torch.testing.assert_close(output, fresh - clean, rtol=1e-3, atol=1e-3)
+    assert set(engine.stats.decisions[2:-1]) == {"R", "P", "F"} and engine.stats.decisions.count("F") == 5
 
 
 def test_importance_is_no_constant():
@@ -178,7 +211,7 @@ def test_warm_up_and_the_last_evaluation_go_by_the_true_index(policy):
 
 def test_asking_changes_nothing_that_was_not_computed():
     """Mistake: two checks each advanced and reset their sums, so one reset without a computation."""
-    done, _ = fixed(rates=[0.03] * 14)
+    done = fixed(rates=[0.03] * 14)
     assert done == "FF" + "RRRP" * 2 + "RRR" + "F"
 
 
@@ -192,11 +225,11 @@ def test_a_thin_mask_does_not_vanish():
 
 def test_few_coarse_steps_have_partials_though_every_change_is_beyond_the_band():
     """Mistake: with 4 to 8 steps every change exceeds 1.5 D and all is full. A plan does not wait for a band."""
-    assert fixed(rates=[0.4] * 6)[0] == "F" * 6
+    assert fixed(rates=[0.4] * 6) == "F" * 6
     engine, _, _ = watched_run(CachePolicy.preset("few-step", profile="wan"), steps=6)
     assert engine.stats.decisions.count("P") >= 3 and engine.stats.decisions[0] == "F"
     wide = CachePolicy(**{**vars(PAPER), "partial_factor": 10.0})
-    assert fixed(wide, rates=[0.4] * 6)[0] == "FFPPPF"
+    assert fixed(wide, rates=[0.4] * 6) == "FFPPPF"
 
 
 @both
@@ -280,10 +313,19 @@ def test_importance_never_holds_a_matrix_of_all_heads():
     assert seen.numbers <= 32 * 400  # queries x keys of one head
 
 
-def test_the_chosen_stand_for_their_clusters():
-    """Ours, where the paper prunes: each cluster's kept tokens count for all of it, or softmax forgets the rest."""
+@pytest.mark.parametrize("mode", ["both", "attention", "kmeans"])
+def test_the_chosen_stand_for_the_attention_their_clusters_got(mode):
+    """Ours, where the paper prunes: softmax would forget the rest. Kept for being looked at most, a token counts for
+    as much as was looked at the others, not for as many as there are of them."""
+    random = torch.Generator().manual_seed(0)
     classes = mask_classes()
-    sampler = SemanticSampler(classes.context, classes.generative.nonzero().flatten(), "both", 0.2)
-    rows = torch.randn(1, classes.grid.size, 2, 128, generator=torch.Generator().manual_seed(0))
-    sampler.look(rows, rows, rows)
-    assert math.isclose(sampler.log_weights.exp().sum().item(), len(classes.context), rel_tol=1e-3)
+    generative = classes.generative.nonzero().flatten()
+    query, key, value = (torch.randn(1, classes.grid.size, 1, 16, generator=random) for _ in range(3))
+    key[0, classes.context[::7]] *= 4  # some are looked at far more than others
+    query[:] = query[0, 0]  # all queries alike, so that what they see on the whole can be told exactly
+    sampler = SemanticSampler(classes.context, generative, mode, 0.2)
+    sampler.look(query, key, value)
+    masses = (key[0, :, 0] @ query[0, 0, 0] / 4).exp()
+    kept = (masses[sampler.pick(torch.zeros(classes.grid.size))] * sampler.log_weights.exp()).sum()
+    whole = masses[classes.context].sum()
+    assert kept.item() == pytest.approx(whole.item(), rel=0.5 if mode == "kmeans" else 1e-3)

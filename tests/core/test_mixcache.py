@@ -41,7 +41,7 @@ def run(method, evaluations, step=0.01, miss=0.01, cfg=0.01, cfg_miss=0.01, bloc
 
 
 def cache(evaluations=40, trigger=0.1, deviation=0.1, impact=EQUAL, rules=RULES):
-    return MixCache(trigger, deviation, evaluations, rules, impact)
+    return MixCache(trigger, deviation, [float(i) for i in range(evaluations)], rules, impact)
 
 
 def test_caching_waits_for_warm_up_and_for_two_calm_evaluations_and_ends_for_the_cool_down():
@@ -76,6 +76,28 @@ def test_a_granularity_that_was_never_seen_is_never_chosen(cfg, block, kinds):
     assert set(run(cache(impact=impact), 40, cfg=cfg, block=block)) <= set(kinds)
     if block:
         assert "B" in run(cache(impact=impact), 40, cfg=cfg, block=block)
+
+
+def test_guidance_that_has_ended_is_chosen_no_more():
+    """A negative prompt for some of the steps: a lone stream's guidance would be computed at the price of all of it."""
+    done = run(cache(impact={"R": 1.0, "G": 0.01}), 40, cfg=lambda i: 0.01 if i < 20 else None)
+    assert "G" in done[:20] and "G" not in done[23:] and "R" in done[23:]
+
+
+def test_what_failed_is_chosen_no_more():
+    method = cache(impact={"R": 1.0, "G": 0.01})
+    assert "G" in run(method, 20)
+    method.lose("G")
+    assert "G" not in run(method, 20) and not method.expects("G", 0)
+
+
+def test_blocks_change_by_noise_level():
+    impact, change = {"R": 1.0, "B": 1.0}, {}
+    for positions in ([0.0, 1.0, 2.0], [0.0, 1.0, 1.0]):
+        method = MixCache(0.1, 0.1, positions, RULES, impact)
+        method.observe_blocks(2, 0.4)
+        change[positions[-1]] = method._distances["B"]
+    assert change == {2.0: 0.2, 1.0: 0.4}
 
 
 def longest(done):

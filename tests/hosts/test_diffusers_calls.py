@@ -65,6 +65,22 @@ def test_windows_of_one_step_are_never_mixed_with_a_run(name):
     assert [begins for _, _, begins in again] == ["begins", "doubtful", "", "several", "begins", ""]
 
 
+@pytest.mark.parametrize(("method", "begins"), [("plan", "FFF"), ("profilingdit", "FFFFFFF")])
+def test_a_run_that_may_be_another_latent_of_the_same_step_warms_up_as_long_as_any(vace, method, begins):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    scheduler.set_timesteps(30)
+    policy = CachePolicy(method=method, speed=2.0, profile="wan", cooldown=None if method == "plan" else 0)
+    decisions = []
+    for broken_off in (False, True):
+        with host.apply(vace, policy, scheduler=scheduler) as handle:
+            if broken_off:
+                vace(noise().flip(2), scheduler.timesteps[:1], prompts()[0], None, control())
+            for t in scheduler.timesteps:
+                vace(noise(), t[None], prompts()[0], None, control())
+            decisions.append(handle.stats.decisions)
+    assert decisions[0] == decisions[1] and decisions[0].startswith(begins)
+
+
 def test_windows_are_computed_in_full_on_a_model(vace):
     scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
     scheduler.set_timesteps(4)
