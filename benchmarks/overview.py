@@ -14,6 +14,7 @@ CLOSE = 2.0  # dB within which our forecasts alone are said to come near
 SMALL = 0.2  # mask share up to which masks count as small
 ORDER = ("ours", "rival", "paper", "ablation")
 FEWER = ("fewer-steps", "fewer-steps-held")
+BESIDE = ("forecast", "partial", "as-1.3b", "as-14b")  # ablations that stand beside the rivals
 OURS = METHODS["ours"]
 
 
@@ -53,12 +54,17 @@ def hosted(setting: Setting) -> str:
     return f"{host}, {setting.sampler}"
 
 
-def by_speed(result: dict) -> list[str]:
+def by_speed(result: dict, aside: bool = False) -> list[str]:
     """A row a method, a column a speed: decibels in the mask, the speed, and how far it is from ours in the time ours
-    took, or at its own speed nearest to that, which is then named. Side issues have no row here."""
+    took, or at its own speed nearest to that, which is then named. Side issues have no row here.
+
+    Args:
+        aside: show our ablations that are not of interest to all (:data:`BESIDE`) beside ours, and no other method.
+    """
     found = {(entry["name"], entry["wanted"]): entry for entry in result["summary"] if entry["name"] != "full"}
     speeds = sorted({wanted for _, wanted in found})
     names = {name for name, _ in found} - {*ASIDE}
+    names = {n for n in names if n == "ours" or aside == (METHODS[n].kind == "ablation" and n not in BESIDE)}
     names = sorted(names, key=lambda n: (ORDER.index(METHODS[n].kind), list(METHODS).index(n)))
     most = max(entry["clips"] for entry in found.values())
     heads = " | ".join(f"at {s:g}x" for s in speeds)
@@ -69,6 +75,16 @@ def by_speed(result: dict) -> list[str]:
         label = METHODS[name].label + (f" ({clips} clips)" if clips < most else "")
         lines.append(f"| {label} | " + " | ".join(_cell(result["rows"], entry) for entry in mine) + " |")
     return lines
+
+
+def ablations(results: list[dict]) -> list[str]:
+    """The tables of :func:`by_speed` for our other ablations, folded away; nothing where none was run."""
+    tables = [by_speed(result, aside=True) for result in results]
+    lines = [line for table in tables if len(table) > 5 for line in ("", *table)]
+    if not lines:
+        return []
+    head = "<details><summary>More ablations of ours: how much context is remembered and how, replanning</summary>"
+    return [head, *lines, "", "</details>"]
 
 
 def _cell(rows: list[dict], entry: dict | None) -> str:

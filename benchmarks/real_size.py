@@ -152,6 +152,8 @@ def one(model, name: str, grid: tuple[int, int, int], call: dict, policy: CacheP
 
 def whole(model, call: dict, speed: float, steps: int, plain: float) -> dict:
     """A whole run with guidance at a target speed, beside the stock's."""
+    if cuda := call["hidden_states"].is_cuda:
+        torch.cuda.reset_peak_memory_stats()
     stats = loop(model, call, CachePolicy(speed=speed, memory_budget_mb=65536), steps, 2)
     return {
         "target": speed,
@@ -162,6 +164,7 @@ def whole(model, call: dict, speed: float, steps: int, plain: float) -> dict:
         "decisions": stats.decisions,
         "context_memory": stats.tier,
         "context_mb": stats.peak_context_bytes / 2**20,
+        "peak_gb": torch.cuda.max_memory_allocated() / 2**30 if cuda else None,
         "warnings": stats.warnings,
     }
 
@@ -189,10 +192,12 @@ def table(result: dict) -> list[str]:
             f"| {row['model']} | {row['size']} | {row['mask_fraction']:.0%} | {row['tier']} | {times} | {partial} | "
             f"{reuse} | {beside:.2f} ms | {look} | {row['context_mb']:.0f} MB | {peak} |"
         )
-    lines += ["", "| model | size | mask | wanted | predicted | measured | context |", "|---|---|---|---|---|---|---|"]
+    lines += ["", "| model | size | mask | wanted | predicted | measured | context | peak |", "|---" * 8 + "|"]
     for row in result["runs"]:
         speeds = f"{row['target']:g}x | {row['predicted_speed']:.2f}x | {row['speed']:.2f}x"
-        lines.append(f"| {row['model']} | {row['size']} | {row['mask']:.0%} | {speeds} | {row['context_memory']} |")
+        peak = "" if row["peak_gb"] is None else f"{row['peak_gb']:.1f} GB"
+        where = f"| {row['model']} | {row['size']} | {row['mask']:.0%} |"
+        lines.append(f"{where} {speeds} | {row['context_memory']} | {peak} |")
     return lines
 
 

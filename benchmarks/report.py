@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks import few_forecasts, forecasts, foretold, real_size, tiers, traffic
 from benchmarks.kinds import OPTIMIST
-from benchmarks.overview import by_speed, made_on, overview, spread, titled
+from benchmarks.overview import ablations, by_speed, made_on, overview, spread, titled
 from benchmarks.pareto import draw_all
 from benchmarks.rivals.methods import ASIDE, METHODS, why_not
 from benchmarks.settings import MAIN, SETTINGS, Setting
@@ -174,16 +174,17 @@ def sections() -> dict[Path, str]:
     benched = bench_results()
     few = [Setting(steps=6, cfg=1.0, sampler=sampler).name for sampler in ("unipc", "euler")]
     shown = {result["setting"]: result for result in benched}
-    front = [by_speed(shown[name]) for name in (MAIN.name, *few) if name in shown]
+    tables = [shown[name] for name in (MAIN.name, *few) if name in shown]
+    front = [*map(by_speed, tables), ablations(tables)]
     front += [overview(benched)] if benched else []
     behind = [bench_table(result) for result in benched]
-    tables = (
+    others = (
         ("tiers", tiers.front, front), ("tiers", tiers.table, behind), ("traffic", traffic.table, behind),
         ("real-size", real_size.table, front), ("panel", panel_table, front),
         ("costs", costs_table, behind), ("forecasts", forecasts.table, behind), ("kinds", kinds_table, behind),
         ("foretold", foretold.table, behind), ("few-forecasts", few_forecasts.table, behind),
     )  # fmt: skip
-    for name, table, parts in tables:
+    for name, table, parts in others:
         if (RESULTS / f"{name}.json").exists():
             parts.append(table(read(RESULTS / f"{name}.json")))
     return {
@@ -194,7 +195,7 @@ def sections() -> dict[Path, str]:
 
 
 def _page(parts: list[list[str]]) -> str:
-    return "\n\n".join("\n".join(part) for part in parts)
+    return "\n\n".join("\n".join(part) for part in parts if part)
 
 
 def read(path: Path) -> dict:

@@ -15,8 +15,8 @@ class PatchModel(io.ComfyNode):
             node_id="HetCachePatchModel",
             display_name="HetCache Patch Model",
             category=CATEGORY,
-            description="Makes masked edits with Wan 2.1 and 2.2 models (VACE, image-to-video, noise masks) several "
-            "times faster: steps compute the masked region, the rest is remembered. Put it last before the sampler, "
+            description="Makes masked edits with Wan 2.1 and 2.2 models (VACE, image-to-video, noise masks) faster: "
+            "steps compute the masked region, the rest is remembered. Put it last before the sampler, "
             "after LoRAs and model sampling.",
             inputs=[
                 io.Model.Input("model", tooltip="A Wan model. Others pass through unchanged."),

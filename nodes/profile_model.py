@@ -16,6 +16,7 @@ from ..hetcache_core.picture import draw_scores
 from .types import CATEGORY
 
 FOLDER = "hetcache"  # inside the host's output folder
+_lost: dict[pathlib.Path, int] = {}  # files written in this session -> how often they were found to be gone
 
 
 class ProfileModel(io.ComfyNode):
@@ -51,6 +52,14 @@ class ProfileModel(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, name=None, **_) -> int:
+        """Changes where the file this node wrote was deleted since."""
+        path = profile_file(name) if isinstance(name, str) else None
+        if path in _lost and not path.is_file():
+            _lost[path] += 1
+        return _lost.get(path, 0)
+
+    @classmethod
     def execute(
         cls, model, positive, latent: dict, name: str, steps: int, reused_share: float, seed: int, mask=None
     ) -> io.NodeOutput:
@@ -58,6 +67,7 @@ class ProfileModel(io.ComfyNode):
         path = profile_file(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(profile.to_json(), encoding="utf-8")
+        _lost.setdefault(path, 0)
         picture = torch.tensor(draw_scores(profile)).float()[None] / 255
         shown = {"text": (str(path),), **ui.PreviewImage(picture, cls=cls).as_dict()}
         return io.NodeOutput(str(path), picture, ui=shown)

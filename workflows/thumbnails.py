@@ -39,8 +39,10 @@ def main(address: str) -> None:
     mask = moving_mask(33, FRAME, FRAME)
     video, decisions = run_demo(address)
     save("nano_demo", tinted(clip[20], mask[20]), video[20][:, FRAME:], "edit, as it came out", decisions)
-    for name, frame, steps, speed in (("vace_inpainting", 8, 30, 3.0), ("vace_reference", 28, 30, 2.5),
-                                      ("vace_inpainting_6_steps", 14, 6, 1.8)):  # fmt: skip
+    for name, frame, steps, speed in (
+        ("vace_inpainting", 8, 30, 3.0), ("vace_reference", 28, 30, 2.5), ("vace_compare", 20, 30, 3.0),
+        ("vace_inpainting_6_steps", 14, 6, 1.8),
+    ):  # fmt: skip
         given = np.where(mask[frame][..., None], 128, clip[frame]).astype(np.uint8)
         if "reference" in name:
             given = with_reference(given)

@@ -214,6 +214,19 @@ def test_real_size_runs_small(tmp_path):
     assert run["speed"] == pytest.approx(24e-3 * rows["packed"]["ms_stock"] / run["seconds"])
 
 
+def test_real_size_measures_what_it_is_for_by_default(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(real_size, "_measure", lambda name, args, *others: seen.update({name: args}))
+    real_size.main(["--out", str(tmp_path / "real-size.json")])
+    assert [*seen] == ["1.3B", "14B"]
+    args = seen["14B"]
+    assert args.sizes == ["480x832x33", "480x832x81", "720x1280x81"] and args.masks == [0.1, 0.2]
+    assert args.steps == 50 and args.speeds == [2.0, 3.0, 4.0, 6.0] and args.tiers == [*real_size.TIERS]
+    assert [real_size.latent_size(size)[0] for size in args.sizes] == [9, 21, 21]
+    shapes = {name: (128 * m["num_attention_heads"], m["num_layers"]) for name, m in real_size.MODELS.items()}
+    assert shapes["1.3B"] == (1536, 30) and shapes["14B"] == (5120, 40)
+
+
 def test_real_size_goes_on_where_it_was_and_says_what_did_not_fit(tmp_path, monkeypatch):
     out = tmp_path / "real-size.json"
     small = ["--models", "tiny", "--sizes", "64x64x9", "--masks", "0.25", "--speeds", "--out", str(out), "--tiers"]

@@ -211,6 +211,11 @@ def test_the_node_measures_saves_and_its_file_is_used(tmp_path, monkeypatch):
     (tmp_path / "hetcache" / "blocks_my_model.json").write_text(" " + profile.to_json())
     assert settings.fingerprint_inputs(method=method, profile="auto") != before
     assert settings.fingerprint_inputs(method=None, profile=None) == []  # not known: they come from other nodes
+    there = [profiler.fingerprint_inputs(name="my / model", steps=2) for _ in range(2)]
+    (tmp_path / "hetcache" / "blocks_my_model.json").unlink()
+    gone = profiler.fingerprint_inputs(name="my / model", steps=2)
+    assert there[0] == there[1] != gone  # it is measured anew rather than taken from the host's cache
+    assert profiler.fingerprint_inputs(name="never measured") == profiler.fingerprint_inputs(name=None) == 0
 
 
 def test_the_node_says_what_cannot_be_profiled():

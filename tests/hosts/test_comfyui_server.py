@@ -246,24 +246,32 @@ def test_a_workflow_for_real_models_runs_on_nano(server, inputs, name):
     prompt = {id_: node for id_, node in prompt.items() if not node["class_type"].startswith("CLIP")} | {"demo": demo}
     find(prompt, "UNETLoader")[1].update(weight_dtype="default")
     find(prompt, "ImageFromBatch")[1].update(length=9)
-    find(prompt, "ImageScale")[1].update(width=64, height=48)
+    find(prompt, "ImageScale")[1].update(width=128, height=96)
     find(prompt, "HetCacheLoadMaskVideo")[1].update(grow=0)
     find(prompt, "WanVaceToVideo")[1].update(positive=["demo", 2], negative=["demo", 3])
-    sampler = find(prompt, "KSampler")[1]
-    sampler.update(steps=min(sampler["steps"], 10))
+    for sampler in (node["inputs"] for node in prompt.values() if node["class_type"] == "KSampler"):
+        sampler.update(steps=min(sampler["steps"], 10))
     outcome = server.run(prompt)
     assert outcome.end["type"] == "execution_success", outcome.end
     assert "x measured" in report_of(prompt, outcome)
-    assert video_of(server, outcome) == (9, 64, 48)
+    assert video_of(server, outcome, "HetCache_0") == (9, 128, 96)
+    compared = [node for node in prompt.values() if node["class_type"] == "HetCacheCompare"]
+    assert len(compared) == ("compare" in name)
+    if compared:  # without HetCache beside with it, and where they differ
+        (report,) = outcome.outputs[find(prompt, "HetCacheCompare")[0]]["text"]
+        assert "dB" in report and "equal" not in report
+        frames, width, height = video_of(server, outcome, "HetCache_compare")
+        assert (frames, width) == (9, 3 * 128) and height >= 96
 
 
 # ---- the nano demo
 
 
-def video_of(server: Server, outcome) -> tuple[int, int, int]:
-    """Frames, width and height of the only video among the results in the output folder."""
+def video_of(server: Server, outcome, begins: str = "") -> tuple[int, int, int]:
+    """Frames, width and height of the only video of such a name among the results in the output folder."""
     files = [file for shown in outcome.outputs.values() for file in shown.get("images", ())]
-    (name,) = [f["filename"] for f in files if f["type"] == "output" and f["filename"].endswith(".mp4")]
+    (name,) = [f["filename"] for f in files if f["type"] == "output" and f["filename"].endswith(".mp4")
+               and f["filename"].startswith(begins)]  # fmt: skip
     with av.open(str(next((server.folder / "output").rglob(name)))) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     return len(frames), frames[0].shape[1], frames[0].shape[0]
