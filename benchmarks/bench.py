@@ -115,7 +115,8 @@ def bench(
     wanted, missing = runs(setting, names)
     kept = json.loads(path.read_text()) if path.exists() else {"machines": [], "rows": []}
     machines, before, here = kept["machines"], kept["rows"], describe() | {"threads": 1, "workers": workers}
-    here |= versions() if setting.host == "comfyui" else {}
+    if setting.host == "comfyui" and (anew or any(lacking(before, i, wanted) for i in setting.clips(clips))):
+        here |= versions()
     machines = machines if here in machines else [*machines, here]
     result = {"setting": setting.name, "machines": machines}
     result["summary"], result["rows"] = summarise(before), before

@@ -2,61 +2,77 @@
 
     python -m benchmarks.few_forecasts --clips 2 --workers 2 --out benchmarks/results/few-forecasts.json
 
-Tuning clips of nano. A fit of the errors that schedules have says what `error_model.FEW_FORECAST` should be.
+Tuning clips of nano. A fit of the errors that schedules have says what `error_model.FEW_FORECAST` and
+`error_model.FEW_AGEING` should be.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections import defaultdict
+from unittest import mock
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from benchmarks.foretold import COSTS, Clip, decibels, mean_db
+from benchmarks.foretold import Clip, decibels, mean_db, model
 from benchmarks.rows import compare_all
 from benchmarks.settings import Setting
-from hetcache_core import CachePolicy, ErrorProfile
-from hetcache_core.error_model import FEW_FORECAST, ErrorModel, Rules
+from hetcache_core import error_model
+from hetcache_core.error_model import FEW_AGEING, FEW_FORECAST
 from hetcache_core.profile import USUAL_SHARE
 
-SCHEDULES = {
-    ("euler", 6): ("FPPPPR", "FPPPPP", "FRFRFR", "FPRFPR", "FPPFPR", "FPFPFR", "FPRPRP", "FRPRPR", "FPPFPP", "FRPFPR",
-                   "FRFPPR", "FRPPPR"),
-    ("unipc", 6): ("FPPPPP", "FRPPPP", "FPPRPP", "FRPFRP", "FRFPFP", "FPPFPP", "FRPPRP"),
-    ("euler", 8): ("FPPPPPPR", "FPPPPPPP", "FRFRFRFR", "FPRFPRPR", "FPRPFRPR", "FPPFPPPR", "FPPPFPPR", "FPRPRPRP",
-                   "FRPRPRPR", "FPFPFPFR", "FRPPFPPR"),
-    ("unipc", 8): ("FPPPPPPP", "FRPRFPPP", "FPRPFRPP", "FRPRFRPP", "FRFPFPFP", "FPPFPFPP"),
+SCHEDULES = {  # by sampler, steps and mask
+    ("euler", 6, 0.2): ("FPPPPR", "FPPPPP", "FRFRFR", "FPRFPR", "FPPFPR", "FPFPFR", "FPRPRP", "FRPRPR", "FPPFPP",
+                        "FRPFPR", "FRFPPR", "FRPPPR"),
+    ("euler", 6, 0.1): ("FPPPPP", "FRPFPR", "FPPPPR", "FRPPPP", "FRPPPR", "FPPFPP", "FPPFPR"),
+    ("euler", 6, 0.4): ("FRFFFR", "FPPFPR", "FRPFPR", "FRPPPR", "FPFFPR", "FRFPFR"),
+    ("unipc", 6, 0.2): ("FPPPPP", "FRPPPP", "FPPRPP", "FRPFRP", "FRFPFP", "FPPFPP", "FRPPRP"),
+    ("euler", 8, 0.2): ("FPPPPPPR", "FPPPPPPP", "FRFRFRFR", "FPRFPRPR", "FPRPFRPR", "FPPFPPPR", "FPPPFPPR", "FPRPRPRP",
+                        "FRPRPRPR", "FPFPFPFR", "FRPPFPPR", "FRPFRPPP", "FRFRFRPP"),
+    ("unipc", 8, 0.2): ("FPPPPPPP", "FRPRFPPP", "FPRPFRPP", "FRPRFRPP", "FRFPFPFP", "FPPFPFPP"),
 }  # fmt: skip
 SHARES = (USUAL_SHARE, 0.0)
+AGEINGS = (0.6, 0.8, 1.0)
 
 
 def mixed(index: int) -> list[dict]:
-    """A row per schedule of a clip and share of the context it renews: error, and the terms foretold: forecasts at the
-    price they have in longer runs, those of a brief ending, stale context and spill."""
-    nano, rows = ErrorProfile.load("nano"), []
-    for (sampler, steps), schedules in SCHEDULES.items():
-        clip = Clip(Setting(steps=steps, cfg=1.0, sampler=sampler), index)
-        rules, levels = Rules.of(CachePolicy(max_reuse=1), nano, steps), clip.edit.sigmas(steps)
+    """A row per schedule of a clip and share of the context it renews: its error."""
+    rows = []
+    for (sampler, steps, mask), schedules in SCHEDULES.items():
+        clip = Clip(Setting(steps=steps, cfg=1.0, mask=mask, sampler=sampler), index)
         for plan in schedules:
             for share in SHARES[: 1 + ("P" in plan)]:
                 error, stats = clip.run(schedule=plan, context_share=share)
-                model = ErrorModel(levels, nano.renewing(share, few=True), COSTS, rules)
-                found, few = np.array(model.by_evaluation(plan)), model.missing != 1.0
-                terms = (found[few, 0].sum() / FEW_FORECAST, found[~few, 0].sum(), *found[:, 1:].sum(0))
-                rows.append({"clip": index, "sampler": sampler, "steps": steps, "plan": plan, "share": share,
-                             "error": error, "terms": terms, "speed": stats.predicted_speed})  # fmt: skip
+                rows.append({"clip": index, "sampler": sampler, "steps": steps, "mask": mask, "plan": plan,
+                             "share": share, "error": error, "speed": stats.predicted_speed,
+                             "sigmas": clip.edit.sigmas(steps)})  # fmt: skip
     return rows
 
 
-def fitted(rows: list[dict]) -> tuple[float, float, float, float]:
+def foretold(rows: list[dict], ageing: float = FEW_AGEING) -> np.ndarray:
+    """What the model foretells of rows, ``[len(rows), 2]``: forecasts at the price they have in longer runs, and the
+    rest (a brief ending, stale context that ages with this exponent, spill)."""
+    found = []
+    with mock.patch.object(error_model, "FEW_AGEING", ageing):
+        for row in rows:
+            here = model(row, max_reuse=1)
+            terms, few = np.array(here.by_evaluation(row["plan"])), here.missing != 1.0
+            forecast = terms[few, 0].sum()
+            found.append((forecast / FEW_FORECAST, terms.sum() - forecast))
+    return np.array(found)
+
+
+def fitted(rows: list[dict], terms: np.ndarray) -> tuple[float, float, float, float]:
     """FEW_FORECAST that foretells best, and by how many dB errors miss with it, with the shipped one, and with 1.
 
-    Least squares of the logarithm; a factor of each clip, sampler and number of steps is taken out.
+    Least squares of the logarithm; a factor of each clip, sampler, mask and number of steps is taken out.
+
+    Args:
+        rows: of :func:`mixed`. terms: of :func:`foretold`.
     """
-    terms = np.array([row["terms"] for row in rows])
-    forecast, others = terms[:, 0], terms[:, 1:].sum(1)
-    groups = np.array([f"{row['clip']} {row['sampler']} {row['steps']}" for row in rows])
+    forecast, others = terms.T
+    groups = np.array([f"{row['clip']} {row['sampler']} {row['steps']} {row['mask']}" for row in rows])
     errors = np.log([row["error"] for row in rows])
 
     def misfit(factor: float) -> float:
@@ -71,34 +87,39 @@ def fitted(rows: list[dict]) -> tuple[float, float, float, float]:
 
 def table(result: dict) -> list[str]:
     """Schedules by their error, and the fit."""
-    by_plan: dict[tuple, list[dict]] = defaultdict(list)
-    for row in result["rows"]:
-        by_plan[row["sampler"], row["steps"], row["plan"], row["share"]].append(row)
-    clips = len({row["clip"] for row in result["rows"]})
-    best, least, shipped, whole = fitted(result["rows"])
+    by_plan: dict[tuple, list[int]] = defaultdict(list)
+    rows = result["rows"]
+    for number, row in enumerate(rows):
+        by_plan[row["sampler"], row["steps"], row["mask"], row["plan"], row["share"]].append(number)
+    clips, terms = len({row["clip"] for row in rows}), foretold(rows)
+    best, least, shipped, whole = fitted(rows, terms)
     lines = [
-        f"**Forecasts beside stale context with few steps**, cfg 1, masks of 20% ({clips} tuning clips, "
+        f"**Forecasts beside stale context with few steps**, cfg 1 ({clips} tuning clips, "
         f"{result['machine']['device']}):",
         "",
-        "| sampler | schedule | context renewed | speed planned | error in the edit | foretold, but for a factor |",
-        "|---|---|---|---|---|---|",
+        "| sampler | mask | schedule | context renewed | speed planned | error in the edit | "
+        "foretold, but for a factor |",
+        "|---" * 7 + "|",
     ]
-    for (sampler, _, plan, share), found in sorted(by_plan.items(), key=lambda i: (i[0][:2], -mean_db(i[1]))):
-        foretold = statistics.mean(decibels(FEW_FORECAST * row["terms"][0] + sum(row["terms"][1:])) for row in found)
-        speed = statistics.median(row["speed"] for row in found)
-        reached = f"{speed:.2f}x | {mean_db(found):.1f} dB"
-        lines.append(f"| {sampler} | {plan} | {share:.0%} | {reached} | {foretold:.1f} dB |")
+    errors = {key: mean_db([rows[n] for n in found]) for key, found in by_plan.items()}
+    for key, found in sorted(by_plan.items(), key=lambda item: (item[0][:3], -errors[item[0]])):
+        (sampler, _, mask, plan, share), expected = key, terms[found] @ (FEW_FORECAST, 1.0)
+        speed = statistics.median(rows[n]["speed"] for n in found)
+        reached = f"{speed:.2f}x | {errors[key]:.1f} dB | {statistics.mean(map(decibels, expected)):.1f} dB"
+        lines.append(f"| {sampler} | {mask:.0%} | {plan} | {share:.0%} | {reached} |")
+    ageings = ", ".join(f"{fitted(rows, foretold(rows, a))[2]:.1f} dB with {a:g}" for a in AGEINGS)
     return [
         *lines,
         "",
         f"Errors are foretold to {shipped:.1f} dB with FEW_FORECAST {FEW_FORECAST:g} ({whole:.1f} dB with 1); fitted "
-        f"to these rows, with {best:.2g}, to {least:.1f} dB.",
+        f"to these rows, with {best:.2g}, to {least:.1f} dB. By how context ages (FEW_AGEING {FEW_AGEING:g}): "
+        f"{ageings}.",
     ]
 
 
 def order(row: dict) -> tuple:
     """Where a row stands in the file."""
-    return row["clip"], row["sampler"], row["steps"]
+    return row["clip"], row["sampler"], row["steps"], row["mask"]
 
 
 if __name__ == "__main__":

@@ -52,15 +52,13 @@ class Clip:
 
 
 def few(index: int) -> list[dict]:
-    """A row per plan of few steps and share of the context it renews: error, and the terms foretold."""
+    """A row per plan of few steps and share of the context it renews: its error."""
     clip, rows = Clip(FEW, index), []
-    sigmas, nano = clip.edit.sigmas(FEW.steps), ErrorProfile.load("nano")
-    rules = Rules.of(CachePolicy(), nano, FEW.steps)
+    sigmas = clip.edit.sigmas(FEW.steps)
     for plan in PLANS:
         for share in SHARES:
             error, stats = clip.run(schedule=plan, context_share=share)
-            foretold = ErrorModel(sigmas, nano.renewing(share, few=True), COSTS, rules).terms(plan)
-            row = {"clip": index, "kind": "few", "plan": plan, "share": share, "error": error, "terms": foretold}
+            row = {"clip": index, "kind": "few", "plan": plan, "share": share, "error": error, "sigmas": sigmas}
             rows.append(row | {"speed": stats.predicted_speed})
     return rows
 
@@ -90,12 +88,21 @@ def planned(index: int) -> list[dict]:
     return rows
 
 
-def fitted(rows: list[dict]) -> tuple[float, float, float, float]:
+def model(row: dict, max_reuse: int | None = None) -> ErrorModel:
+    """The error model, with nano's profile, of a row of few steps: ``sigmas`` and the ``share`` renewed."""
+    nano, sigmas = ErrorProfile.load("nano").renewing(row["share"], few=True), row["sigmas"]
+    return ErrorModel(sigmas, nano, COSTS, Rules.of(CachePolicy(max_reuse=max_reuse), nano, len(sigmas) - 1))
+
+
+def fitted(rows: list[dict], terms: np.ndarray) -> tuple[float, float, float, float]:
     """FEW_RENEWAL and FEW_STALE that foretell best, and by how many dB errors miss then, and with the shipped ones.
 
     Least squares of the logarithm; a factor of each clip is taken out.
+
+    Args:
+        rows: of few steps. terms: their errors foretold, by cause, ``[len(rows), 3]``.
     """
-    forecast, stale, spill = np.array([row["terms"] for row in rows]).T
+    forecast, stale, spill = terms.T
     shares, clips = (np.array([row[key] for row in rows]) for key in ("share", "clip"))
     errors = np.log([row["error"] for row in rows])
 
@@ -131,11 +138,12 @@ def few_table(rows: list[dict]) -> Iterator[str]:
     by_plan: dict[tuple, list[dict]] = defaultdict(list)
     for row in rows:
         by_plan[row["plan"], row["share"]].append(row)
-    renewal, stale, misfit, shipped = fitted(rows)
+    terms = {id(row): model(row).terms(row["plan"]) for row in rows}
+    renewal, stale, misfit, shipped = fitted(rows, np.array([*terms.values()]))
     yield "| plan | context renewed | speed planned | error in the edit | foretold |"
     yield "|---|---|---|---|---|"
     for (plan, share), found in sorted(by_plan.items(), key=lambda item: -mean_db(item[1])):
-        foretold = statistics.mean(decibels(sum(row["terms"])) for row in found)
+        foretold = statistics.mean(decibels(sum(terms[id(row)])) for row in found)
         speed = statistics.median(row["speed"] for row in found)
         yield f"| {plan} | {share:.0%} | {speed:.2f}x | {mean_db(found):.1f} dB | {foretold:.1f} dB |"
     yield ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.overview import place
+from benchmarks.overview import BESIDE, place
 from benchmarks.rivals.methods import METHODS
 from benchmarks.settings import Setting
 
@@ -12,7 +12,6 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#999999", "#0
 MARKERS = "s^vDPX*"
 STYLES = {"ours": "-", "ablation": ":", "paper": "-.", "rival": "--"}
 ABLATIONS = [name for name, method in METHODS.items() if method.kind == "ablation"]
-BESIDE = ("forecast",)  # the ablation that is drawn beside the rivals
 RIVALS = [name for name in METHODS if name not in ABLATIONS or name in BESIDE]
 
 

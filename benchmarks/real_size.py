@@ -195,7 +195,7 @@ def table(result: dict) -> list[str]:
     lines += ["", "| model | size | mask | wanted | predicted | measured | context | peak |", "|---" * 8 + "|"]
     for row in result["runs"]:
         speeds = f"{row['target']:g}x | {row['predicted_speed']:.2f}x | {row['speed']:.2f}x"
-        peak = "" if row["peak_gb"] is None else f"{row['peak_gb']:.1f} GB"
+        peak = "" if row.get("peak_gb") is None else f"{row['peak_gb']:.1f} GB"
         where = f"| {row['model']} | {row['size']} | {row['mask']:.0%} |"
         lines.append(f"{where} {speeds} | {row['context_memory']} | {peak} |")
     return lines

@@ -212,10 +212,10 @@ def updated(page: str, section: str) -> str:
 
 
 def main() -> None:
-    for path, section in sections().items():
-        path.write_text(updated(path.read_text(), section))
     for result in bench_results():
         draw_all(result, RESULTS / "bench")
+    for path, section in sections().items():  # which link the pictures that there are
+        path.write_text(updated(path.read_text(), section))
 
 
 if __name__ == "__main__":

@@ -316,7 +316,7 @@ class Engine(Routing):
             if not torch.isfinite(output).all():
                 return None
             self.streams = streams
-            self._observe(to_patches(output).float(), None)
+            self._observe()
             return output
 
         selection = self._select() if half else None
@@ -361,20 +361,18 @@ class Engine(Routing):
     def _record(self, sample: Tensor, patches: Tensor, selection: Tensor | None) -> None:
         position = self.setup.position(self._evaluation)
         renewed = self._forecasts.record(self.streams, sample, patches, selection, position, self._sigma)
-        self._observe(patches, selection)
+        self._observe()
         watched = self._forecasts.watched
         change = self.blocks.change(watched) if self.blocks and watched in self.streams and selection is None else None
         if change:
             self.method.observe_blocks(self._evaluation, change)
-        if renewed and self._forecasts.guidance.seen:
+        if renewed:
             self.method.observe_guidance(self._evaluation, self._forecasts.guidance.seen)
 
-    def _observe(self, patches: Tensor, selection: Tensor | None) -> None:
+    def _observe(self) -> None:
         """Tell the method what this call says of the stream that is watched."""
         watched = self._forecasts.watched
-        if watched not in self.streams:
-            return
-        if seen := self._forecasts[watched].seen:
+        if watched in self.streams and (seen := self._forecasts[watched].seen):
             self.method.observe_forecast(self._evaluation, seen)
 
     def _forecast(self, sample: Tensor) -> Tensor:

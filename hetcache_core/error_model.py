@@ -44,6 +44,7 @@ HISTORY = 3  # full evaluations that show how context moves: its value, its slop
 # Context twice as old costs half as much again. Our choice: exponents from 0.4 to 1.3 foretell nano's errors about as
 # well; the staleness of the shipped profiles was fitted with this one.
 AGEING = 0.6
+FEW_AGEING = 0.8  # with few steps, which are longer: twice as old costs 0.7 times more (`benchmarks.few_forecasts`)
 # What ends a schedule is brief up to this share of its mean step in all. A forecast for it can hardly spoil the result,
 # so that it may be had even where steps are few; and what a cool-down mends it mends by the longer step before.
 BRIEF = 0.25
@@ -197,6 +198,7 @@ class ErrorModel:
         steps, drops = profile.steps(sigmas), -np.diff(sigmas)
         brief = np.cumsum(steps[::-1])[::-1] < BRIEF * steps.mean()
         short = (drops < SHORT * drops.mean()) & (brief | (drops > 0).all())
+        self.ageing = FEW_AGEING if self.n <= FEW_STEPS else AGEING
         self.missing = np.where(brief | (self.n > FEW_STEPS), 1.0, FEW_FORECAST)
         self.most_reuse = np.maximum(rules.max_reuse, short & rules.brief)  # in a row, up to each evaluation
         ending = max(rules.cooldown, 1 + int(brief.sum()) * rules.brief)
@@ -230,7 +232,7 @@ class ErrorModel:
         return self.missing[i] * np.minimum(np.where(curved, self.second[i] * missed(g), self.first[i] * g), 1.0)
 
     def _stale(self, i: int, age):
-        return np.minimum(self.stale[i] * age**AGEING, 1.0)
+        return np.minimum(self.stale[i] * age**self.ageing, 1.0)
 
     def _reused(self, i: int, g, age):
         """The same of a reuse g evaluations after the last computed one."""

@@ -97,8 +97,9 @@ def kmeans(features: Tensor, clusters: int, iterations: int = ITERATIONS) -> Ten
     """
     centres, apart = features[:1], torch.cdist(features, features[:1])[:, 0].square()
     for i in range(1, clusters):
-        mass = apart.cumsum(0)
-        drawn = torch.searchsorted(mass, mass[-1:] * (i * GOLDEN % 2**32 / 2**32)).clamp_max(len(features) - 1)
+        mass = (apart / apart.max().clamp_min(1e-30) * 2**20).long().cumsum(0)  # of floats a GPU adds in any order
+        share = i * GOLDEN % 2**32 >> 16
+        drawn = torch.searchsorted(mass, (mass[-1:] * share >> 16) + 1).clamp_max(len(features) - 1)
         centres = torch.cat([centres, features.index_select(0, drawn)])  # indexing by a number waits for the device
         apart = torch.minimum(apart, torch.cdist(features, centres[-1:])[:, 0].square())
     for _ in range(iterations):

@@ -97,7 +97,7 @@ class PolicySettings(io.ComfyNode):
                 io.Float.Input("speed", default=3.0, min=1.0, max=8.0, step=0.1,
                                display_mode=io.NumberDisplay.slider,
                                tooltip="How many times faster sampling should be. 1.0 gives the very same picture as "
-                               "without this pack; on the toy model 2 is hard to tell from it and 4 changes fine "
+                               "without this pack; on the demo model 2 is hard to tell from it and 4 changes fine "
                                "detail inside the mask. "
                                "When a clip does not allow it, Cache Stats says what was reached and why. Methods "
                                "other than plan have settings of their own instead; 1.0 switches them off as well."),
@@ -114,7 +114,7 @@ class PolicySettings(io.ComfyNode):
                 _whole("warmup", 100, "Steps computed in full at the start, where the picture takes shape."),
                 _whole("cooldown", 100, "Steps computed in full at the end; they mend the seam around the mask."),
                 _whole("max_reuse", 20, "Most steps in a row for which nothing is computed; long runs of them soften "
-                       "motion and texture. 0 forbids them."),
+                       "motion and texture. 0: every step computes something."),
                 _whole("refresh", 100, "Most steps from one full step to the next. Fewer keep the edit closer to its "
                        "surroundings, and are slower."),
                 _whole("margin_space", 16, "Rings of 16 pixels around the mask computed with it. More blends the edge "

@@ -25,8 +25,11 @@ SPEED_NOTE = """
 - **1**: everything is computed. The very same result as without HetCache.
 {}
 
-In these words as on the pack's toy model; no real Wan has been measured yet. Judge it on your own clip: the workflow
-*hetcache_vace_compare* makes an edit with HetCache and without, and measures the difference.
+That is what the demo model shows; no real Wan has been measured yet.
+"""
+JUDGE = """
+Judge it on your own clip: the workflow *hetcache_vace_compare* makes an edit with HetCache and without, and measures
+the difference.
 """
 MANY_STEPS = """
 - **2**: hard to tell from it.
@@ -74,7 +77,7 @@ The toy model is for trying things out. Its pictures say nothing about those of 
     vace = g.add("WanVaceToVideo", positive=demo["positive"], negative=demo["negative"], vae=demo["vae"], width=192,
                  height=192, length=33, control_video=hidden["IMAGE"], control_masks=demo["mask"])  # fmt: skip
     g.group("How fast", 320)
-    patched = _speed(g, demo["model"], MANY_STEPS, speed=3.0)
+    patched = _speed(g, demo["model"], MANY_STEPS, JUDGE, speed=3.0)
     g.group("Sample", 320)
     sampled = g.add("KSampler", model=patched["model"], positive=vace["positive"], negative=vace["negative"],
                     latent_image=vace["latent"], seed=SEED, steps=30, cfg=4.0, sampler_name="euler",
@@ -100,7 +103,7 @@ As the workflow *hetcache_vace_inpainting*, with the CausVid LoRA: 6 steps, cfg 
 can take its place, at strength 1.
 
 With so few steps hardly one can be left out, so **speed** is 1.8 here: HetCache limits some steps to the masked
-region, and forecasts none but short ones. The smaller the mask, the more that saves.
+region, and skips only those that remove very little noise. The smaller the mask, the more that saves.
 """, speed=1.8, steps=6, cfg=1.0, lora=True, files=(VACE, CAUSVID, TEXT, VAE))  # fmt: skip
 
 
@@ -179,7 +182,8 @@ better tied to its surroundings: raise it as far as your card allows, or turn on
         given["reference_image"] = g.add("LoadImage", tall=320, image=IMAGE_FILE)["IMAGE"]
 
     g.group("How fast", 340)
-    patched = _speed(g, model["MODEL"], FEW_STEPS if lora else MANY_STEPS, speed=speed, **policy)
+    advice = (FEW_STEPS if lora else MANY_STEPS), ("" if compare else JUDGE)
+    patched = _speed(g, model["MODEL"], *advice, speed=speed, **policy)
 
     g.group("Sample", 340)
     vace = g.add("WanVaceToVideo", positive=positive["CONDITIONING"], negative=negative["CONDITIONING"], vae=vae["VAE"],
@@ -207,11 +211,11 @@ better tied to its surroundings: raise it as far as your card allows, or turn on
         g.add("SaveVideo", tall=400, video=video["VIDEO"], filename_prefix="video/HetCache_compare")
 
 
-def _speed(g, model, advice: str, **policy):
+def _speed(g, model, advice: str, judge: str, **policy):
     """The patched model."""
     settings = g.add("HetCachePolicySettings", tall=800, **policy)
     patched = g.add("HetCachePatchModel", tall=400, model=model, policy=settings["policy"])
-    g.note("Note: speed", SPEED_NOTE.format(advice.strip()), 250)
+    g.note("Note: speed", SPEED_NOTE.format(advice.strip()) + judge, 280)
     return patched
 
 

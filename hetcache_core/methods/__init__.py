@@ -31,8 +31,9 @@ class Method:
     def observe_forecast(self, evaluation: int, seen: Seen) -> None:
         """See how that prediction differed from the last one and from its forecast."""
 
-    def observe_guidance(self, evaluation: int, seen: Seen) -> None:
-        """See the same of its difference to another stream, where both were computed."""
+    def observe_guidance(self, evaluation: int, seen: Seen | None) -> None:
+        """See the same of its difference to another stream, where both were computed; None where that is the first, or
+        of a noise level seen before."""
 
     def observe_blocks(self, evaluation: int, change: float) -> None:
         """See the relative change of the background blocks' deltas since they were captured before."""

@@ -94,10 +94,11 @@ class MixCache(Method):
         self._misses[REUSE] = seen.miss
         self._calm = self._calm + 1 if self._rate < self.trigger else 0
 
-    def observe_guidance(self, evaluation: int, seen: Seen) -> None:
-        self._distances[GUIDANCE] = seen.change / seen.gap
-        self._misses[GUIDANCE] = seen.miss
+    def observe_guidance(self, evaluation: int, seen: Seen | None) -> None:
         self._shown.add(GUIDANCE)
+        if seen:
+            self._distances[GUIDANCE] = seen.change / seen.gap
+            self._misses[GUIDANCE] = seen.miss
 
     def observe_blocks(self, evaluation: int, change: float) -> None:
         self._shown.add(BLOCKS)

@@ -29,7 +29,7 @@ from benchmarks.rivals.methods import METHODS
 from benchmarks.settings import MAIN
 from demo import models
 from demo.media import write_video
-from hetcache_core import CachePolicy, ErrorProfile
+from hetcache_core import CachePolicy, ErrorProfile, error_model
 from hetcache_core.costs import Costs
 from hetcache_core.error_model import ErrorModel
 from nano.clips import TUNING, make_clip
@@ -76,42 +76,47 @@ def test_budgets_hold_what_the_readme_says():
 
 
 def foretold_rows(renewal, stale):
-    """Rows whose errors follow the model with these constants, were every clip's a factor apart."""
-    rows = []
+    """Rows whose errors follow the model with these constants, were every clip's a factor apart, and terms foretold."""
+    rows, terms, sigmas = [], [], [1.0, 0.95, 0.88, 0.77, 0.56, 0.02, 0.0]
     for clip, factor in enumerate((1.0, 3.0)):
         for plan, forecast in zip(foretold.PLANS, (0.0, 0.01, 0.0, 0.02, 0.01, 0.03)):
             for share in foretold.SHARES:
                 shipped = (1 - foretold.FEW_RENEWAL * share) * foretold.FEW_STALE
                 error = factor * (forecast + 0.02 + (1 - renewal * share) / (1 - renewal * 0.15) * stale)
-                terms = (forecast, shipped / (1 - foretold.FEW_RENEWAL * 0.15), 0.02)
-                row = {"clip": clip, "kind": "few", "plan": plan, "share": share, "error": error, "terms": terms}
+                terms.append((forecast, shipped / (1 - foretold.FEW_RENEWAL * 0.15), 0.02))
+                row = {"clip": clip, "kind": "few", "plan": plan, "share": share, "error": error, "sigmas": sigmas}
                 rows.append(row | {"speed": 1.5})
-    return rows
+    return rows, np.array(terms)
 
 
 def test_what_few_steps_need_is_found_in_the_errors_of_plans():
-    renewal, stale, misfit, shipped = foretold.fitted(foretold_rows(1.2, 0.4))
+    renewal, stale, misfit, shipped = foretold.fitted(*foretold_rows(1.2, 0.4))
     assert (renewal, stale) == pytest.approx((1.2, 0.4), rel=0.01) and misfit < 0.01 < shipped
-    right = foretold.fitted(foretold_rows(foretold.FEW_RENEWAL, foretold.FEW_STALE))
+    right = foretold.fitted(*foretold_rows(foretold.FEW_RENEWAL, foretold.FEW_STALE))
     assert right[:2] == pytest.approx((foretold.FEW_RENEWAL, foretold.FEW_STALE)) and right[3] < 1e-6
 
 
 def test_what_forecasts_of_few_steps_are_reckoned_at_is_what_was_measured():
-    rows = [
-        {"clip": clip, "sampler": "euler", "steps": steps, "error": factor * (0.3 * forecast + brief + stale),
-         "terms": (forecast, brief, stale, 0.0)}
+    cases = [
+        (clip, factor, steps, forecast, brief + stale)
         for clip, factor in enumerate((1.0, 3.0)) for steps, brief in ((6, 0.01), (8, 0.0))
         for forecast, stale in ((0.0, 0.02), (0.1, 0.01), (0.05, 0.0), (0.2, 0.03))
     ]  # fmt: skip
-    best, least, shipped, whole = few_forecasts.fitted(rows)
+    rows = [
+        {"clip": clip, "sampler": "euler", "steps": steps, "mask": 0.2, "error": factor * (0.3 * forecast + others)}
+        for clip, factor, steps, forecast, others in cases
+    ]
+    best, least, shipped, whole = few_forecasts.fitted(rows, np.array([case[3:] for case in cases]))
     assert best == pytest.approx(0.3, rel=0.01) and least < 0.01 < min(shipped, whole)
     committed = report.read(report.RESULTS / "few-forecasts.json")["rows"]
-    best, least, shipped, whole = few_forecasts.fitted(committed)
+    best, least, shipped, whole = few_forecasts.fitted(committed, few_forecasts.foretold(committed))
     assert shipped < least + 0.1 < whole - 2.0
+    longer = few_forecasts.fitted(committed, few_forecasts.foretold(committed, error_model.AGEING))[2]
+    assert shipped < longer  # context of few steps ages faster
 
 
 def test_plans_that_stay_are_held_against_plans_made_anew():
-    rows = foretold_rows(1.8, 0.87) + [
+    rows = foretold_rows(1.8, 0.87)[0] + [
         {"clip": clip, "kind": "planned", "profile": profile, "speed": speed, "replan": replan,
          "error": 0.01 if replan else 0.1, "planned_anew": int(replan and profile == "wan" and clip)}
         for clip in (0, 1) for profile in foretold.PROFILES for speed in MAIN.speeds for replan in (False, True)
