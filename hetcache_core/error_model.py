@@ -44,7 +44,7 @@ HISTORY = 3  # full evaluations that show how context moves: its value, its slop
 # Context twice as old costs half as much again. Our choice: exponents from 0.4 to 1.3 foretell nano's errors about as
 # well; the staleness of the shipped profiles was fitted with this one.
 AGEING = 0.6
-FEW_AGEING = 0.8  # with few steps, which are longer: twice as old costs 0.7 times more (`benchmarks.few_forecasts`)
+FEW_AGEING = 0.8  # with few steps, which are longer (`benchmarks.few_forecasts`)
 # What ends a schedule is brief up to this share of its mean step in all. A forecast for it can hardly spoil the result,
 # so that it may be had even where steps are few; and what a cool-down mends it mends by the longer step before.
 BRIEF = 0.25
